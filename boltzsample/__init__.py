@@ -1,0 +1,65 @@
+"""boltzsample: sample unnormalized densities; expectations and log Z with error bars that hold, or a loud word.
+
+Names are imported when first used, so that `boltzsample --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boltzsample.adapters import from_log_prob
+    from boltzsample.draws import Draws, Estimate
+    from boltzsample.errors import RejectPoint
+    from boltzsample.flags import Flag, Status
+    from boltzsample.kernels import HMC, MALA, ULA, RandomWalk
+    from boltzsample.result import Result, result
+    from boltzsample.run import sample
+    from boltzsample.samplers.mcmc import MCMC
+    from boltzsample.samplers.sampler import Budget
+    from boltzsample.storage import load
+    from boltzsample.target import Target, log_prob_and_grad
+    from boltzsample.views import Constrained, Observed, Pullback, Tempered
+
+_HOME = {
+    "from_log_prob": "adapters",
+    "Draws": "draws",
+    "Estimate": "draws",
+    "RejectPoint": "errors",
+    "Flag": "flags",
+    "Status": "flags",
+    "HMC": "kernels",
+    "MALA": "kernels",
+    "ULA": "kernels",
+    "RandomWalk": "kernels",
+    "Result": "result",
+    "result": "result",
+    "sample": "run",
+    "MCMC": "samplers.mcmc",
+    "Budget": "samplers.sampler",
+    "load": "storage",
+    "Target": "target",
+    "log_prob_and_grad": "target",
+    "Constrained": "views",
+    "Observed": "views",
+    "Pullback": "views",
+    "Tempered": "views",
+}
+
+__all__ = [
+    "HMC", "MALA", "MCMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "Observed", "Pullback", "RandomWalk",
+    "RejectPoint", "Result", "Status", "Target", "Tempered", "from_log_prob", "load", "log_prob_and_grad", "result", "sample",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'boltzsample' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(f"boltzsample.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,94 @@
+"""The batch backend: where chains live (device, dtype), how many move at once (lanes, chunks), and whether steps are compiled.
+
+The same code runs on CPU and CUDA. Chains move in chunks of whole lanes; when memory runs out the chunk is halved and the same
+noise is used again, so the law and, per chunk size, the bits stay. `compile="auto"` follows a deterministic rule (SPEED.md): a
+timed trial would break same-seed bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+
+from boltzsample.errors import DeviceError, DtypeError
+
+log = logging.getLogger("boltzsample")
+T = TypeVar("T")
+
+COMPILE_FROM = 10_000  # planned transitions from which 2-19 s of compiling are paid back
+INDUCTOR = {"realize_opcount_threshold": 1, "realize_reads_threshold": 1}  # else unrolled leapfrogs inline into themselves
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Device, dtype, the compile rule and the chunk (lanes moved at once; None: all)."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float64
+    compile: bool | Literal["auto"] = "auto"
+    chunk: int | None = None
+
+    def compiles(self, transitions: int) -> bool:
+        return transitions >= COMPILE_FROM if self.compile == "auto" else self.compile
+
+    def stepper(self, fn: Callable[..., T], transitions: int) -> Stepper[T]:
+        return Stepper(fn, self.compiles(transitions))
+
+
+def make_backend(
+    device: torch.device | str | None, dtype: torch.dtype | None, compile: bool | Literal["auto"], chunk: int | None = None
+) -> Backend:
+    """A Backend from what the user said. Defaults: CPU; float64 on CPU, float32 on CUDA.
+
+    Raises DeviceError, DtypeError.
+    """
+    where = torch.device("cpu" if device is None else device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device is 'cuda', but torch sees no CUDA device; use device='cpu' or install a CUDA build of torch")
+    what = dtype or (torch.float64 if where.type == "cpu" else torch.float32)
+    if what not in (torch.float32, torch.float64):
+        raise DtypeError(f"dtype is {what}; wanted torch.float32 or torch.float64")
+    return Backend(where, what, compile, chunk)
+
+
+class Stepper(Generic[T]):
+    """A function that is compiled as one graph where asked, with an eager fallback that says so once."""
+
+    def __init__(self, fn: Callable[..., T], compile: bool) -> None:
+        self.eager = fn
+        self.compiled = compile
+        self._call = compile_whole(fn) if compile else fn
+
+    def __call__(self, *args: Any) -> T:
+        if not self.compiled:
+            return self._call(*args)
+        try:
+            return self._call(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the compiler could not do, eager can; the user's own error comes again from there
+            result = self.eager(*args)
+            log.warning("torch.compile failed (%s); running eagerly", str(error).strip().splitlines()[0][:200])
+            self.compiled, self._call = False, self.eager
+            return result
+
+
+def compile_whole(fn: Callable[..., T]) -> Callable[..., T]:
+    """fn compiled as one static graph. Dynamo's cache and its limit belong to a code object, so each run compiles a copy."""
+    own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=INDUCTOR)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def halved(backend: Backend, lanes: int) -> Backend | None:
+    """The backend with half as many lanes in a chunk; None when a chunk is one lane already."""
+    now = min(backend.chunk or lanes, lanes)
+    return None if now <= 1 else replace(backend, chunk=(now + 1) // 2)

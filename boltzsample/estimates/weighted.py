@@ -1,0 +1,151 @@
+"""Means under weighted draws: self-normalized importance sampling (TRUST 2(c)).
+
+With W_i = w_i / sum w over all draws of all units, mu = sum_i W_i f_i and g_i = W_i (f_i - mu), the jackknife that leaves one unit u out
+moves mu by -G_u / (1 - W_u), where G_u and W_u sum g_i and W_i over its draws. So, with M units,
+
+    se^2 = (M - 1)/M sum_u (G_u / (1 - W_u))^2,      bias = -sum_u W_u G_u   (subtracted),
+
+which for independent weighted draws (one draw a unit) is the delta method corrected for leverage. Student t with ESS - 1 degrees,
+ESS = 1 / sum_u W_u^2. The bar is as good as the weights: k-hat of w and of |g| (tails.py), the largest share of sum g^2, and ESS are
+judged at the grade an error bar needs (k-hat <= .4, or .6 where the weights are nearly equal), stricter than the .7 of an estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from boltzsample.draws import Draws, Estimate
+from boltzsample.estimates.assembly import finish, in_units, no_mean, probability_interval, refuse
+from boltzsample.estimates.chains import Bar
+from boltzsample.estimates.columns import Columns, columns, located
+from boltzsample.estimates.diagnostics import FEW_VALUES, value_checks
+from boltzsample.estimates.intervals import t_interval
+from boltzsample.estimates.tails import khat
+from boltzsample.flags import Flag, flag
+
+
+class Weights(NamedTuple):
+    """Normalized weights (units, draws), their sum over each unit (units,), and Kish's ESS of units and of draws."""
+
+    share: Tensor
+    unit: Tensor
+    unit_ess: float
+    ess: float
+
+
+def weights(log_weight: Tensor) -> Weights | None:
+    """From log-weights (units, draws); None where all are -inf, or some NaN or +inf.
+
+    >>> import torch
+    >>> round(weights(torch.zeros(10, 1)).ess, 6)
+    10.0
+    """
+    log_w = log_weight.detach().to("cpu", torch.float64)
+    if bool(log_w.isnan().any()) or not bool(log_w.max().isfinite()):
+        return None
+    share = (log_w - log_w.logsumexp((0, 1))).exp()
+    unit = share.sum(1)
+    return Weights(share, unit, float(1 / unit.square().sum()), float(1 / share.square().sum()))
+
+
+def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
+    """E f from y (units, draws, *shape) under draws.log_weight. Draws of weight 0 do not count, even where f is not finite there."""
+    assert draws.log_weight is not None
+    w = weights(draws.log_weight)
+    if w is None:
+        return _no_weights(columns(y, draws), draws)
+    f = columns(usable(y, draws), draws)
+    mean, bar, g = weighted_bar(f.z, w)
+    flags = bar.flags + value_checks(f) + dead_values(y, draws) + weight_flags(w) + function_flags(f, g, w)
+    ess = (w.share[..., None] * (f.z - mean).square()).sum((0, 1)) / bar.stderr.square()
+    if bool(f.binary.any()):
+        p, n_eff = (f.centre + f.back(mean)).clamp(0, 1), ess.nan_to_num(nan=w.ess).clamp(max=w.ess)
+        bar, rare = probability_interval(f, p, bar, n_eff, n_eff * torch.minimum(p, 1 - p), always=False)
+        flags += rare
+    bar, more = refuse(f, bar, flags)
+    lost = ~f.finite | no_mean(flags, len(mean))
+    shifted = bar._replace(lower=bar.lower + mean, upper=bar.upper + mean)
+    value = torch.where(lost, torch.full_like(mean, math.nan), f.centre + f.back(mean))
+    return finish(f, value, in_units(f, shifted), ess, flags + more, draws)
+
+
+def weighted_bar(z: Tensor, w: Weights) -> tuple[Tensor, Bar, Tensor]:
+    """(bias-corrected mean (k,), bar, influences g (units, draws, k)) of z (units, draws, k)."""
+    m, n, _ = z.shape
+    mean = (w.share[..., None] * z).sum((0, 1))
+    g = w.share[..., None] * (z - mean)
+    unit = g.sum(1)  # (units, k)
+    stderr = ((m - 1) / m * (unit / (1 - w.unit[:, None])).square().sum(0)).sqrt() if m > 1 else torch.full_like(mean, math.nan)
+    bias = -(w.unit[:, None] * unit).sum(0)
+    df = torch.full_like(mean, max(w.unit_ess - 1, 1.0))
+    flags = located("BIAS_DOMINATES", bias.abs() > stderr / 4, (bias / stderr).abs(), 0.25)
+    if m < 4:
+        flags += (flag("ONE_UNIT"), flag("NO_ERROR_BAR")) if m == 1 else (flag("FEW_UNITS", value=m, threshold=4),)
+    kind = f"{m} independent weighted draws" if n == 1 else f"jackknife over {m} weighted units"
+    return mean - bias, Bar(stderr, df, *t_interval(stderr, df), kind, flags), g
+
+
+def weight_flags(w: Weights) -> tuple[Flag, ...]:
+    """KHAT_W, CONCENTRATION of a single weight, ESS_LOW: what the weights say whatever f is."""
+    s = w.share.numel()
+    k = float(_khat(w.share.reshape(-1, 1)))
+    limit, strict = min(1 - 1 / math.log10(max(s, 11)), 0.7), 0.6 if w.ess / s >= 0.95 else 0.4
+    flags: tuple[Flag, ...] = ()
+    if k > limit:
+        flags += (flag("KHAT_W", value=k, threshold=limit, severity="untrusted"),)
+    elif k > strict:
+        flags += (flag("KHAT_W", value=k, threshold=strict),)
+    ess = min(w.ess, w.unit_ess * w.share.shape[1])
+    if ess < 400:
+        flags += (flag("ESS_LOW", value=ess, threshold=100 if ess < 100 else 400, severity="untrusted" if ess < 100 else "caution"),)
+    largest = float(w.unit.max())
+    if largest > 0.5 and len(w.unit) > 2:
+        flags += (flag("CONCENTRATION", value=largest, threshold=0.5, severity="untrusted", detail="share of the largest weight"),)
+    return flags
+
+
+def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
+    """KHAT_F and CONCENTRATION of the influences g (units, draws, k): what the weights do to this f."""
+    k = torch.where(f.binary, torch.full_like(f.scale, math.nan), _khat(g.abs().flatten(0, 1)))
+    flags = located("KHAT_F", k > 0.5, k, 0.5)
+    unit = g.sum(1).square()
+    share = unit.amax(0) / unit.sum(0)
+    limit = max(0.05, 100 / len(unit))
+    flags += located("CONCENTRATION", share > 0.5, share, 0.5, severity="untrusted") if len(unit) > 2 else ()
+    return flags + located("CONCENTRATION", (share > limit) & (share <= 0.5), share, limit)
+
+
+def _khat(values: Tensor) -> Tensor:
+    """k-hat (k,) of positive values (S, k); NaN where there are at most 10 different ones (weights of whole units)."""
+    different = 1 + (values.sort(0).values.diff(dim=0) > 0).sum(0)
+    k = khat(values)
+    return torch.where(different <= FEW_VALUES, torch.full_like(k, math.nan), k)
+
+
+def usable(y: Tensor, draws: Draws) -> Tensor:
+    """f with 0 in place of its non-finite values at draws of weight 0: 0 times NaN would be NaN."""
+    dead = _dead(y, draws)
+    return y if dead is None else torch.where(dead, torch.zeros((), dtype=y.dtype, device=y.device), y)
+
+
+def dead_values(y: Tensor, draws: Draws) -> tuple[Flag, ...]:
+    """How many values `usable` replaced."""
+    dead = _dead(y, draws)
+    count = 0 if dead is None else int(dead.sum())
+    return (flag("NONFINITE_F", value=count, severity="info", detail="at draws of weight 0, left out"),) if count else ()
+
+
+def _dead(y: Tensor, draws: Draws) -> Tensor | None:
+    if draws.log_weight is None or not y.is_floating_point():
+        return None
+    zero = (draws.log_weight == -math.inf).to(y.device)
+    return zero.reshape(*zero.shape, *[1] * (y.ndim - 2)) & ~y.isfinite()
+
+
+def _no_weights(f: Columns, draws: Draws) -> Estimate:
+    nan = torch.full_like(f.scale, math.nan)
+    return finish(f, nan, Bar(nan, nan, nan, nan, "none"), nan, (flag("BAD_WEIGHTS"),), draws)

@@ -1,0 +1,1 @@
+"""Samplers: each fits itself to a target (`fit`) and then draws with everything frozen (`sample`)."""

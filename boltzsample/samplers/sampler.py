@@ -1,0 +1,91 @@
+"""The contract of a sampler, and the Run it is handed: everything around a target that one call of `bz.sample` fixes once."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Self
+
+from boltzsample.backend import Backend
+from boltzsample.draws import Draws
+from boltzsample.flags import Flag
+from boltzsample.progress import Interrupt, Progress
+from boltzsample.samplers.starts import Starts
+from boltzsample.streams import Stream
+from boltzsample.target import Target
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on evaluations (log_prob rows plus log_prob_and_grad rows, all phases and replicates) and on seconds.
+
+    >>> Budget(evaluations=1_000_000)
+    Budget(evaluations=1000000, seconds=None)
+    """
+
+    evaluations: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"budget {name} is {value!r}; wanted a positive number, or None for no limit")
+
+
+class Ledger:
+    """Evaluations spent, by phase: (log_prob rows, log_prob_and_grad rows). One of the two mutable things in a Run."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, tuple[int, int]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def add(self, phase: str, rows: tuple[int, int], times: int = 1) -> None:
+        a, b = self.phases.get(phase, (0, 0))
+        self.phases[phase] = (a + times * rows[0], b + times * rows[1])
+
+    @property
+    def total(self) -> int:
+        return sum(a + b for a, b in self.phases.values())
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of `bz.sample` fixes once and hands to its samplers. `reserve` evaluations are kept for the witness;
+    `notes` collects flags that belong to no single draw."""
+
+    backend: Backend
+    stream: Stream
+    starts: Starts
+    ledger: Ledger
+    budget: Budget
+    progress: Progress
+    interrupt: Interrupt
+    replicates: int = 1
+    reserve: int = 0
+    notes: list[Flag] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def must_stop(self, price: int = 0, share: float = 1.0) -> str | None:
+        """Why the run has to stop before spending `price` more evaluations of this share of its budget: a flag code or None."""
+        if self.interrupt.requested:
+            return "INTERRUPTED"
+        seconds, evaluations = self.budget.seconds, self.budget.evaluations
+        late = seconds is not None and time.monotonic() - self.began > share * seconds
+        broke = evaluations is not None and self.ledger.total + price > share * (evaluations - self.reserve)
+        return "STOPPED_EARLY" if late or broke else None
+
+
+class Sampler(ABC):
+    """A frozen dataclass of settings. `fit` adapts or trains a copy; `sample` draws with everything frozen."""
+
+    def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
+        """A better copy of itself; the default needs no fitting."""
+        return self
+
+    @abstractmethod
+    def sample(self, target: Target, n: int, run: Run) -> Draws:
+        """At least n draws a replicate; the units of replicate r are the r-th of `run.replicates` equal parts."""
+
+

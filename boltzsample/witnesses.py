@@ -1,0 +1,158 @@
+"""Second witnesses: independent looks for mass that the draws may have missed (TRUST.md, the witness rule).
+
+The optimum audit climbs from 256 draws of the wide source (never from the draws it judges). An optimum is *required* if the
+climb converged, its Hessian is negative definite, its Laplace share m of all the masses found is at least 1e-3 and
+m n_eff >= 20. It is *visited* if a draw lies in the .999 ball of its Laplace Gaussian, or if the same climb from one of 256
+draws ends there. A required optimum not visited is WITNESS_CONFLICT. The audit counts as a witness if at least 64 of its climbs
+converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS says so. Far modes are found; a spike of
+volume 1e-6 with no start near it is not, by anybody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from boltzsample.ascent import Ascent, ascend
+from boltzsample.draws import Draws
+from boltzsample.flags import Flag, flag
+from boltzsample.laplace import Laplace, distinct, laplace
+from boltzsample.samplers.sampler import Run
+from boltzsample.target import Target
+from boltzsample.maps import Dense, Diagonal
+from boltzsample.views import Pullback
+
+CLIMBS = 256
+ROUNDS = 80
+MOST_OPTIMA = 32
+ENOUGH = 64  # converged climbs that make an audit
+SHARE = 1e-3
+EXPECTED_DRAWS = 20.0
+BALL = 0.999
+HESSIAN_UP_TO = 500  # dimensions
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a witness says of one replicate: flags, and the sentence that `ok` prints."""
+
+    flags: tuple[Flag, ...]
+    sentence: str | None = None
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """An optimum found by the audit, in whitened coordinates z, with its share of the Laplace masses."""
+
+    hill: Laplace
+    share: float
+
+
+def no_audit(why: str) -> Verdict:
+    """The verdict when nobody looked."""
+    return Verdict((flag("SINGLE_WITNESS", detail=why),))
+
+
+def optimum_audit(target: Target, replicates: list[Draws], map: Diagonal | Dense | None, run: Run) -> list[Verdict]:
+    """Audit the draws of each replicate against the optima that 256 wide climbs reach; one verdict a replicate.
+
+    `map` x = m + L z sets the units of the climb. One set of climbs serves all replicates.
+    """
+    if run.starts.base is None or not run.starts.has_gradient or target.dim > HESSIAN_UP_TO:
+        why = "no gradient" if not run.starts.has_gradient else f"audits end at {HESSIAN_UP_TO} dimensions"
+        return [no_audit(why)] * len(replicates)
+    price = CLIMBS * ROUNDS // 2
+    if run.must_stop(price):
+        return [no_audit("no budget was left for the optimum audit")] * len(replicates)
+    units = _units(map if map is not None else run.starts.first_map(run.backend, target.dim))
+    view = Pullback(target, units)
+    with run.progress.phase("optimum audit", 1) as bar:
+        climbs = _climb(view, _wide_points(run, units), run)
+        optima, group = _optima(view, climbs, run)
+        verdicts = [_judge(view, climbs, optima, group, draws, units, run) for draws in replicates]
+        bar.update(1, evaluations=run.ledger.total)
+    return verdicts
+
+
+def _units(map: Diagonal | Dense) -> Diagonal | Dense:
+    """The map of the first replicate, without its axis of replicates."""
+    if isinstance(map, Diagonal):
+        return map if map.m.ndim == 1 else Diagonal(map.m[0, 0], map.s[0, 0])
+    return map if map.m.ndim == 1 else Dense(map.m[0, 0], map.L[0])
+
+
+def _wide_points(run: Run, units: Diagonal | Dense) -> Tensor:
+    assert run.starts.base is not None
+    x = run.starts.base.sample(run.stream.child("audit").rng(run.backend.dtype, run.backend.device), CLIMBS)
+    return units.pull(x if run.starts.modes is None else torch.cat([run.starts.modes, x]))
+
+
+def _climb(view: Pullback, z: Tensor, run: Run) -> Ascent:
+    climbs = ascend(view, z, reach=1.0, rounds=ROUNDS)
+    run.ledger.add("witness", (0, climbs.rows))
+    return climbs
+
+
+def _optima(view: Pullback, climbs: Ascent, run: Run) -> tuple[list[Optimum], Tensor]:
+    """The distinct optima reached and each climb's optimum (n,), -1 for none: a climb that tired reached none."""
+    z, log_p = climbs.x, torch.where(climbs.converged, climbs.log_p, -torch.inf)
+    unit = torch.ones_like(z[0])
+    leaders, group = distinct(z, log_p, unit, MOST_OPTIMA)
+    reached = torch.full_like(group, -1)
+    hills: list[Laplace] = []
+    for k in range(int(climbs.converged[leaders].sum())):
+        hill, rows = laplace(view, z[leaders[k]], log_p[leaders[k]], unit)
+        run.ledger.add("witness", (0, rows))
+        if hill.proper:
+            same = [i for i, other in enumerate(hills) if _at(hill.x, other)]
+            reached[climbs.converged & (group == k)] = same[0] if same else len(hills)
+            hills += [] if same else [hill]
+    share = torch.softmax(torch.tensor([h.log_mass for h in hills], dtype=torch.float64), 0)
+    return [Optimum(h, float(s)) for h, s in zip(hills, share, strict=True)], reached
+
+
+def _judge(
+    view: Pullback, climbs: Ascent, optima: list[Optimum], group: Tensor, draws: Draws, units: Diagonal | Dense, run: Run
+) -> Verdict:
+    converged = int((group >= 0).sum())
+    z = units.pull(draws.x.reshape(-1, draws.x.shape[-1]))
+    required = [o for o in optima if o.share >= SHARE and o.share * _n_eff(draws) >= EXPECTED_DRAWS]
+    missed = [o for o in required if not _in_ball(o.hill, z)]
+    if missed:
+        own = _climb(view, z[torch.linspace(0, len(z) - 1, min(CLIMBS, len(z))).long()], run)
+        missed = [o for o in missed if not _ends_at(own, o.hill)]
+    if missed:
+        return Verdict(tuple(_conflict(o, units, len(optima)) for o in missed[:3]))
+    one = len(optima) == 1 and bool((group[climbs.log_p.isfinite()] == 0).all())
+    if converged < ENOUGH and not one:
+        return no_audit(f"only {converged} of {len(climbs.x)} wide climbs converged")
+    plural = "optimum" if len(optima) == 1 else "optima"
+    return Verdict((), f"optimum audit: {len(optima)} {plural} from {len(climbs.x)} wide starts, none missed")
+
+
+def _n_eff(draws: Draws) -> float:
+    return float(draws.log_prob.numel())
+
+
+def _in_ball(hill: Laplace, z: Tensor) -> bool:
+    return bool((hill.radius2(z) <= float(stats.chi2.ppf(BALL, z.shape[-1]))).any())
+
+
+def _ends_at(own: Ascent, hill: Laplace) -> bool:
+    return bool(_at(own.x[own.converged], hill).any())
+
+
+def _at(z: Tensor, hill: Laplace) -> Tensor:
+    """Which points (*batch, dim) are at the top of the hill."""
+    return hill.radius2(z) < 0.01 * z.shape[-1]
+
+
+def _conflict(optimum: Optimum, units: Diagonal | Dense, found: int) -> Flag:
+    x: Any = units.push(optimum.hill.x)[0].tolist()
+    where = ", ".join(f"{v:.4g}" for v in x[:6]) + (", ..." if len(x) > 6 else "")
+    detail = f"optimum audit: no draw near the optimum x = ({where}), one of {found}, Laplace share {optimum.share:.3g}"
+    return flag("WITNESS_CONFLICT", value=optimum.share, threshold=SHARE, detail=detail)

@@ -1,0 +1,120 @@
+"""Derive the truth cards again: `python -m targets.make_truth [NAME ...] [--check] [--seed S]`.
+
+Closed forms take seconds; `cancer` runs two long samplers for some minutes and needs the extras `data` and `bench`.
+With --check nothing is written: each card is compared with a fresh derivation, and disagreement exits with code 1.
+Exact numbers must agree to 1e-12; stochastic ones within 4.5 joint errors, so that `--check --seed 1` is an independent
+repetition (about 125 numbers: a false alarm once in a thousand).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from targets import PROBLEMS, Problem, Quantity, Truth, problem, read_truth
+from targets.problem import write_truth
+
+EXACT = 1e-12  # relative, with an absolute floor of the same size
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    return max([_check(name, args.seed) if args.check else _make(name, args.seed) for name in args.names or PROBLEMS])
+
+
+def derive(p: Problem, seed: int = 0) -> tuple[Truth, bool]:
+    """A fresh truth with its provenance, and whether it passed its own checks."""
+    if p.name == "cancer":
+        return _derive_cancer(p, seed)
+    from targets.closed_forms import closed_form
+
+    quantities = {q.name: q for q in closed_form(p.target)}
+    checks = "tests/test_targets.py: exact draws within 4.5 errors, change of variables or quadrature for log Z"
+    provenance = _provenance("closed forms (targets/closed_forms.py)", {}, checks, p.name, ("torch", "scipy"))
+    return Truth(p.name, quantities, provenance), True
+
+
+def disagreements(old: Truth, new: Truth) -> list[str]:
+    """One sentence for each quantity in which two derivations differ."""
+    if set(old.quantities) != set(new.quantities):
+        return [f"one has {', '.join(old.quantities)}; the other {', '.join(new.quantities)}"]
+    return [line for q in old if (line := _difference(q, new[q.name]))]
+
+
+def _difference(a: Quantity, b: Quantity) -> str:
+    if a.value.shape != b.value.shape:
+        return f"{a.name}: shapes {tuple(a.value.shape)} and {tuple(b.value.shape)}"
+    if (a.at is None) != (b.at is None) or (a.at is not None and b.at is not None and not bool((a.at == b.at).all())):
+        return f"{a.name}: taken at {a.at} and at {b.at}"
+    allowed = EXACT * (1 + a.value.abs()) + 4.5 * (a.stderr.square() + b.stderr.square()).sqrt()
+    worst = float(((a.value - b.value).abs() / allowed).max())
+    return "" if worst <= 1 else f"{a.name}: differs by {worst:.3g} times what its error allows"
+
+
+def _make(name: str, seed: int) -> int:
+    start = time.perf_counter()
+    truth, passed = derive(problem(name), seed)
+    if not passed:
+        print(f"{name}: the checks failed, no card written: {truth.provenance['checks']}", file=sys.stderr)
+        return 1
+    print(f"{name}: wrote {write_truth(truth)} in {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def _check(name: str, seed: int) -> int:
+    old = read_truth(name)
+    new, passed = derive(problem(name), seed)
+    lines = disagreements(old, new) + ([] if passed else [f"the checks failed: {new.provenance['checks']}"])
+    print(f"{name}: " + ("agrees with its card" if not lines else "; ".join(lines)))
+    return 1 if lines else 0
+
+
+def _derive_cancer(p: Problem, seed: int) -> tuple[Truth, bool]:
+    from targets import cancer_truth as c
+    from targets.logistic import LogisticRegression
+
+    assert isinstance(p.target, LogisticRegression)
+    start = time.perf_counter()
+    truth, checks = c.cancer_truth(p.target, seed, lambda line: print(f"cancer: {line}", flush=True))
+    arguments = {"seed": seed, "NUTS": c.NUTS, "HMC": c.HMC, "importance": c.IMPORTANCE}
+    packages = ("torch", "numpy", "scikit-learn", "jax", "numpyro")
+    method = "NUTS (numpyro, x64) and HMC in Laplace coordinates (torch); bridge and importance sampling (targets/cancer_truth.py)"
+    provenance = _provenance(method, arguments, checks, p.name, packages) | {"seconds": round(time.perf_counter() - start)}
+    return replace(truth, provenance=provenance), bool(checks["passed"])
+
+
+def _provenance(method: str, arguments: Any, checks: Any, name: str, packages: Sequence[str]) -> dict[str, Any]:
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {
+        "method": method,
+        "arguments": arguments,
+        "checks": checks,
+        "versions": {"python": platform.python_version(), **versions},
+        "date": datetime.date.today().isoformat(),
+        "command": f"python -m targets.make_truth {name}",
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m targets.make_truth", description="Derive truth cards again, or check the stored ones.")
+    parser.add_argument("names", nargs="*", metavar="NAME", type=_known, help=f"problems (default: all): {', '.join(PROBLEMS)}")
+    parser.add_argument("--check", action="store_true", help="compare with the stored cards, write nothing; exit code 1 on disagreement")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the stochastic truths (default 0, that of the stored cards)")
+    return parser
+
+
+def _known(name: str) -> str:
+    if name not in PROBLEMS:
+        raise argparse.ArgumentTypeError(f"unknown problem {name!r}; known: {', '.join(PROBLEMS)}")
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

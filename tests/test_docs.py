@@ -1,0 +1,68 @@
+"""The README and the pages stay true: their python blocks run, their tables match the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+import boltzsample as bz
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """(first line, code) of the page's python blocks."""
+    text = page.read_text()
+    return [(text[: m.start(1)].count("\n"), m[1]) for m in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "example"}
+    assert blocks(page), "a page has at least one executed example"
+    for line, code in blocks(page):
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # blank lines: a traceback shows the page's line
+    plt.close("all")
+
+
+def test_every_page_is_in_the_contents() -> None:
+    contents = (ROOT / "docs" / "index.md").read_text()
+    assert all(re.search(rf"^{p.stem}$", contents, re.M) for p in PAGES[1:] if p.stem != "index")
+
+
+def test_readme_table_is_the_registry() -> None:
+    from boltzsample.registry import METHODS
+
+    table = re.search(r"<!-- methods: begin.*?-->\n(.*?)<!-- methods: end -->", (ROOT / "README.md").read_text(), re.S)
+    assert table
+    yes = {True: "yes", False: "no"}
+    rows = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*`.*$", table[1], re.M)]
+    assert rows == [[name, yes[m.needs_gradient], m.promise, yes[m.log_z]] for name, m in METHODS.items() if name != "auto"]
+
+
+def test_readme_names_real_commands() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    text = "".join(p.read_text() for p in [*PAGES, ROOT / "CONTRIBUTING.md"])
+    commands = {word for line in re.findall(r"^make ([a-z ]+)", text, re.M) for word in line.split("  ")[0].split()}
+    assert commands >= {"demo", "test"}
+    assert all(f"\n{c}:" in makefile for c in commands)
+
+
+@pytest.mark.parametrize("name", [n for n in bz.__all__ if not n.startswith("_")])
+def test_public_names_have_docstrings(name: str) -> None:
+    bz.sample, bz.load  # noqa: B018 (both import submodules, which must not take the place of a name)
+    public = getattr(bz, name)
+    assert callable(public) and not inspect.ismodule(public)
+    assert (inspect.getdoc(public) or "").strip()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert all((page.parent / link).exists() for link in links if "://" not in link)
