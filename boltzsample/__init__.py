@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from boltzsample.errors import RejectPoint
     from boltzsample.flags import Flag, Status
     from boltzsample.kernels import HMC, MALA, ULA, RandomWalk
-    from boltzsample.result import Result, result
+    from boltzsample.results import Result, result
     from boltzsample.run import sample
     from boltzsample.samplers.mcmc import MCMC
     from boltzsample.samplers.sampler import Budget
@@ -33,8 +33,8 @@ _HOME = {
     "MALA": "kernels",
     "ULA": "kernels",
     "RandomWalk": "kernels",
-    "Result": "result",
-    "result": "result",
+    "Result": "results",
+    "result": "results",
     "sample": "run",
     "MCMC": "samplers.mcmc",
     "Budget": "samplers.sampler",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boltzsample.result import Result
+    from boltzsample.results import Result
 
 Groups = Mapping[str, Mapping[str, Any]]
 RESERVED = ("chain", "draw", "coordinate")

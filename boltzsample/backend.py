@@ -21,7 +21,7 @@ log = logging.getLogger("boltzsample")
 T = TypeVar("T")
 
 COMPILE_FROM = 10_000  # planned transitions from which 2-19 s of compiling are paid back
-INDUCTOR = {"realize_opcount_threshold": 1, "realize_reads_threshold": 1}  # else unrolled leapfrogs inline into themselves
+INDUCTOR: dict[str, Any] = {"realize_opcount_threshold": 1, "realize_reads_threshold": 1}  # else unrolled leapfrogs inline into themselves
 
 
 @dataclass(frozen=True)

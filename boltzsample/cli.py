@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boltzsample.result import Result
+    from boltzsample.results import Result
 
 UNTRUSTED_EXIT = 3
 

@@ -14,7 +14,7 @@ from boltzsample.screen import clip, plus_minus
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from boltzsample.result import Result
+    from boltzsample.results import Result
 
 DRAWS = 4_000
 SEED = 0

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from boltzsample.streams import Rng
 from boltzsample.maps import Dense, Diagonal
+from boltzsample.streams import Rng
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,4 +57,5 @@ class StudentT:
         """L^-T r."""
         if isinstance(self.map, Diagonal):
             return r / self.map.s
-        return torch.linalg.solve_triangular(self.map.L, torch.atleast_2d(r), upper=False, left=False).reshape(r.shape)
+        whitened: Tensor = torch.linalg.solve_triangular(self.map.L, torch.atleast_2d(r), upper=False, left=False)
+        return whitened.reshape(r.shape)

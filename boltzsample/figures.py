@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from boltzsample.result import Result
+    from boltzsample.results import Result
 
 BLUE, DARK, RED, GREY = "#3b75af", "#1f3b57", "#c0392b", "#8a8f98"
 MOST = 8  # coordinates drawn unless others are named

@@ -69,7 +69,6 @@ KINDS: dict[str, Kind] = {
     "KHAT_W": Kind("caution", "the weights have a heavy tail: a few unseen draws could change the result", "use a wider proposal (defensive mixture), more draws, or smc"),
     "KHAT_F": Kind("caution", "weight times f has a heavy tail", "use a proposal wider where f is large, or ask for a bounded function"),
     "CONCENTRATION": Kind("caution", "a single draw carries much of the error bar", "increase n, or use a wider proposal"),
-    "BIAS_DOMINATES": Kind("caution", "the bias of the self-normalized mean is not small against its error bar (it was subtracted)", "increase n"),
     "BAD_WEIGHTS": Kind("untrusted", "all weights are zero, or some are NaN or infinite", "check log_weight and the overlap of proposal and target"),
     "LOG_Z_SPREAD": Kind("caution", "the weights vary too much for the interval of log Z", "increase n, or use a closer proposal"),
     "NO_LOG_Z": Kind("untrusted", "this method does not estimate log Z", "use smc, ais, tempering, flow-is or a bridge"),

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from boltzsample.target import Target
 
-
 GAIN = 1e-6
 NEWTON = 5
 
@@ -33,7 +32,8 @@ class Laplace(NamedTuple):
 
     def draw(self, normal: Tensor) -> Tensor:
         """Draws (n, dim) from standard normals (n, dim): x* + C^-T z."""
-        return self.x + torch.linalg.solve_triangular(self.C, normal, upper=False, left=False)
+        away: Tensor = torch.linalg.solve_triangular(self.C, normal, upper=False, left=False)
+        return self.x + away
 
     def radius2(self, x: Tensor) -> Tensor:
         """(x - x*)^T H (x - x*) of points (*batch, dim): chi-squared with dim degrees of freedom under the approximation."""

@@ -18,7 +18,7 @@ from boltzsample.functionals import Values
 
 if TYPE_CHECKING:
     from boltzsample.draws import Draws
-    from boltzsample.result import Result
+    from boltzsample.results import Result
 
 WORD = np.dtype("O", metadata={"vlen": str})  # h5py's variable-length string
 DIMS = {  # the tensors of Draws

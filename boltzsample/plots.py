@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from boltzsample.result import Result
+    from boltzsample.results import Result
 
 POINTS = 4_000  # drawn in a scatter plot
 

@@ -15,7 +15,7 @@ from boltzsample.screen import known, render
 
 if TYPE_CHECKING:
     from boltzsample.draws import Estimate
-    from boltzsample.result import Result
+    from boltzsample.results import Result
 
 
 def summary_text(result: Result) -> str:

@@ -19,7 +19,7 @@ from boltzsample.errors import InitFailed
 from boltzsample.flags import Flag, flag
 from boltzsample.preflight import check_gradient, check_interface
 from boltzsample.progress import Interrupt, Progress
-from boltzsample.result import Result
+from boltzsample.results import Result
 from boltzsample.samplers.sampler import Budget, Ledger, Run, Sampler
 from boltzsample.samplers.starts import Starts, user_starts, wide_source
 from boltzsample.streams import Stream, root
@@ -158,9 +158,9 @@ def _starts(
 
 def _located(name: str, points: Any, target: Target, backend: Backend) -> Tensor:
     """The user's points in the sampler's space (k, dim)."""
-    locate = getattr(target, "locate", None)
-    if locate is not None:
-        points = locate(torch.as_tensor(points).to(backend.device, backend.dtype))
+    pull = getattr(target, "pull", None)
+    if pull is not None:
+        points = pull(torch.as_tensor(points).to(backend.device, backend.dtype))
     x = user_starts(name, points, target.dim, backend)
     good = target.log_prob(x).isfinite()
     if not bool(good.all()):
@@ -192,10 +192,9 @@ def _draw(sampler: Sampler, target: Target, n: int, run: Run) -> Draws:
 def _split(draws: Draws, replicates: int) -> list[Draws]:
     """The draws of each replicate: equal parts of everything that counts units."""
     units = len(draws.x) // replicates
-    per_unit = [f.name for f in fields(draws) if isinstance(v := getattr(draws, f.name), Tensor) and f.name != "bad_x" and len(v) == len(draws.x)]
-    return [
-        replace(draws, **{name: getattr(draws, name)[r * units : (r + 1) * units] for name in per_unit}) for r in range(replicates)
-    ]
+    tensors = {f.name: v for f in fields(draws) if f.name != "bad_x" and isinstance(v := getattr(draws, f.name), Tensor)}
+    parts: list[dict[str, Any]] = [{name: v[r * units : (r + 1) * units] for name, v in tensors.items()} for r in range(replicates)]
+    return [replace(draws, **part) for part in parts]
 
 
 def _result(

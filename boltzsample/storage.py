@@ -28,7 +28,7 @@ from boltzsample import netcdf
 from boltzsample.draws import Draws
 from boltzsample.errors import BoltzsampleError
 from boltzsample.flags import KINDS, Flag
-from boltzsample.result import Result
+from boltzsample.results import Result
 from boltzsample.settings import describe, tensors
 
 SCHEMA = 1

@@ -21,9 +21,9 @@ from boltzsample.ascent import Ascent, ascend
 from boltzsample.draws import Draws
 from boltzsample.flags import Flag, flag
 from boltzsample.laplace import Laplace, distinct, laplace
+from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.sampler import Run
 from boltzsample.target import Target
-from boltzsample.maps import Dense, Diagonal
 from boltzsample.views import Pullback
 
 CLIMBS = 256

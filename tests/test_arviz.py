@@ -15,7 +15,7 @@ from torch import Tensor
 from boltzsample import arviz_bridge
 from boltzsample.arviz_bridge import import_arviz, is_1x, safe_names, to_arviz
 from boltzsample.draws import Draws
-from boltzsample.result import Result
+from boltzsample.results import Result
 
 
 class Named:

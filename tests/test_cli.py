@@ -19,7 +19,7 @@ from boltzsample.demo import comparison
 from boltzsample.draws import Draws
 from boltzsample.flags import flag
 from boltzsample.registry import METHODS
-from boltzsample.result import Result
+from boltzsample.results import Result
 from boltzsample.storage import load
 
 DENSITY = """

@@ -49,7 +49,7 @@ registry
 settings
 arviz_bridge
 netcdf
-result
+results
 storage
 run
 screen
@@ -63,7 +63,7 @@ RANK = {name: i for i, line in enumerate(ROOMS.split("\n")) for name in line.spl
 RANK |= {name.split(".")[0]: rank for name, rank in RANK.items()}  # a package's __init__ stands in its room
 
 # (importer, imported) pairs that go up, inside a function only: result.plot(), .save(), .summary() are doors, no part of a computation
-UPWARD = {("result", "plots"), ("result", "report"), ("result", "storage")}
+UPWARD = {("results", "plots"), ("results", "report"), ("results", "storage")}
 
 MODULES = {
     ".".join(p.relative_to(ROOT / "boltzsample").with_suffix("").parts).removesuffix(".__init__"): p

@@ -19,7 +19,7 @@ from boltzsample.draws import Draws
 from boltzsample.figures import equal_weight
 from boltzsample.flags import flag
 from boltzsample.plots import KINDS
-from boltzsample.result import Result
+from boltzsample.results import Result
 from boltzsample.target import FunctionTarget
 
 

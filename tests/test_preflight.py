@@ -369,6 +369,12 @@ def test_narrow_densities_from_the_origin_and_from_far_offsets() -> None:
     check_gradient(from_log_prob(lambda x: skewed(x - 1e9), dim=2), 1e9 + points(2))
 
 
+@pytest.mark.parametrize("dim", [31, 1000])
+def test_kinks_within_a_float32_step_are_no_quarrel(dim: int) -> None:
+    for seed in range(30):
+        check_gradient(from_log_prob(HEALTHY["laplace"], dim=dim), points(dim, torch.float32, seed=seed))
+
+
 def test_views_pass() -> None:
     base = from_log_prob(skewed, dim=3)
     L = torch.tensor([[2.0, 0, 0], [0.3, 0.1, 0], [-0.5, 0.2, 1.0]], dtype=torch.float64)

@@ -18,7 +18,7 @@ from boltzsample import netcdf, storage
 from boltzsample.draws import Draws
 from boltzsample.flags import flag
 from boltzsample.netcdf import DIMS
-from boltzsample.result import Result, result
+from boltzsample.results import Result, result
 from boltzsample.settings import describe, tensors
 from boltzsample.storage import StorageError, load, save
 

@@ -106,6 +106,24 @@ def test_own_class_without_a_joint_method() -> None:
     assert readout(Own(), points(1, 2)).shape == (1, 2)  # type: ignore[union-attr]
 
 
+def test_no_graph_leaks_out_of_a_joint_method() -> None:
+    weight = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    class Leaky:
+        dim = 2
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            return weight * skewed(x)
+
+        def grad_log_prob(self, x: Tensor) -> Tensor:
+            return weight * slope(x)
+
+        def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.log_prob(x), self.grad_log_prob(x)
+
+    assert not any(t.requires_grad for t in log_prob_and_grad(Leaky(), points(3, 2)))
+
+
 # ---- from_log_prob at the door ------------------------------------------------------------------------------------------------
 
 

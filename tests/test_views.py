@@ -262,6 +262,14 @@ def test_far_tails_stay_inside_and_finite(name: str, dtype: torch.dtype) -> None
         assert (x > 0).all() and (x < 1).all()
 
 
+def test_underflow_stops_short_of_the_edge() -> None:
+    far = torch.tensor([[-900.0, 900.0, -900.0]], dtype=torch.float64)
+    for onto in (bijection(C.simplex, torch.Size([4])), bijection(C.positive, torch.Size([3]))):
+        assert (onto.push(far)[0] > 0).all()
+    assert (bijection(C.lower_cholesky, torch.Size([2, 2])).push(far)[0][:, [0, 3]] > 0).all()
+    assert (bijection(C.corr_cholesky, torch.Size([3, 3])).push(far)[0][:, [4, 8]] > 0).all()
+
+
 def test_torch_agrees_where_it_can() -> None:
     for name in ("positive", "interval", "simplex", "correlation", "half-open"):
         support, shape, size = CASES[name]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.draws import Draws, Estimate
-from boltzsample.estimates.chains import SHORT, Bar, mean_bar, within
+from boltzsample.estimates.chains import SHORT, Bar, inner_autocorrelation_time, mean_bar
 from boltzsample.estimates.columns import Columns, columns, located, unlocated
 from boltzsample.estimates.intervals import clopper_pearson, korn_graubard
 from boltzsample.flags import Flag
@@ -26,11 +26,13 @@ def effective_draws(f: Columns, bar: Bar) -> Tensor:
 
 def judged_ess(ess: Tensor, f: Columns) -> Tensor:
     """The ESS (k,) that decides on flags. With few chains the between-chain ESS is large just where the bar came out too small, and "ok"
-    would pick the bars that miss: there the within-chain ESS decides, whose noise is another."""
+    would pick the bars that miss: there the autocorrelation inside the chains decides, whose noise is another, or twice the first ESS
+    should the chains disagree."""
     m, n, _ = f.z.shape
     if n < SHORT or m >= QUIET:
         return ess
-    return torch.where(ess.isnan(), ess, within(f.z).stderr.pow(-2))
+    inside = m * n / inner_autocorrelation_time(f.z).clamp(min=0.1)
+    return torch.where(ess.isnan(), ess, torch.minimum(inside, 2 * ess) if m >= 4 else ess)
 
 
 def ess_flags(ess: Tensor, f: Columns) -> tuple[Flag, ...]:

@@ -26,6 +26,7 @@ from boltzsample.estimates.intervals import f_quantile, hall_interval, t_interva
 from boltzsample.flags import Flag, flag
 
 BETWEEN = 16  # chains from which the between-chain bar stands alone
+WORTH = 1.5  # independent draws that a chain must be worth
 SHORT = 8  # draws below which a chain says nothing about its own autocorrelation
 
 
@@ -54,7 +55,7 @@ def mean_bar(z: Tensor) -> Bar:
     m, n, _ = z.shape
     if m >= BETWEEN or (n < SHORT and m >= 2):
         bar = between(z)
-        return bar if m >= 4 else bar._replace(flags=(flag("FEW_UNITS", value=m, threshold=4),))
+        return bar._replace(flags=_short_chains(bar, z) if m >= 4 else (flag("FEW_UNITS", value=m, threshold=4),))
     if n < SHORT:
         nan = z.new_full(z.shape[2:], math.nan)
         return Bar(nan, nan, nan, nan, "none: one short chain", (flag("ONE_UNIT"), flag("NO_ERROR_BAR")))
@@ -66,6 +67,13 @@ def mean_bar(z: Tensor) -> Bar:
         few = flag("ONE_UNIT") if m == 1 else flag("FEW_UNITS", value=m, threshold=4)
         return Bar(a1.stderr, a1.df, *t_interval(a1.stderr, a1.df), f"within {m} chain{'s' * (m > 1)}", (few, *flags))
     return _larger(between(z), a1, m, n, flags)
+
+
+def _short_chains(bar: Bar, z: Tensor) -> tuple[Flag, ...]:
+    """TAU_UNRESOLVED: a whole chain is worth hardly more than one draw: the bar holds only if the starts were draws of the target."""
+    m, n, _ = z.shape
+    worth = z.flatten(0, 1).var(0) / bar.stderr.square() / m
+    return located("TAU_UNRESOLVED", (worth < WORTH) & (n > WORTH), worth, WORTH, worst=min, detail="a chain is worth this many draws")
 
 
 def between(z: Tensor) -> Bar:
@@ -90,29 +98,41 @@ def within(z: Tensor) -> Within:
     return Within(stderr, tau.clamp(min=floor), df, tau < floor)
 
 
-def autocorrelation_time(z: Tensor, *, pooled: bool = True) -> Tensor:
-    """tau (k,) of chains z (chains, n, k). `pooled` counts disagreement of the chain means as correlation (Vehtari et al. 2021, eq. 10);
-    otherwise each chain is compared with its own mean."""
-    n, k = z.shape[1:]
-    block = max(1, 2**22 // z[..., 0].numel())
-    acov = torch.cat([_autocovariance(z[..., i : i + block]) for i in range(0, k, block)], -1)  # (n, k)
-    w = acov[0] * n / (n - 1)
-    var = _var_plus(z) if pooled else acov[0]
-    gap = (w if pooled else acov[0]) - acov
-    rho = torch.cat([torch.ones_like(var)[None], 1 - gap[1:] / var])
+def autocorrelation_time(z: Tensor) -> Tensor:
+    """tau (k,) of chains z (chains, n, k); disagreement of the chain means counts as correlation (Vehtari et al. 2021, eq. 10)."""
+    n = z.shape[1]
+    acov = _autocovariance(z)
+    total, _ = _geyer(1 - (acov[0] * n / (n - 1) - acov) / _var_plus(z))
+    return torch.nan_to_num(2 * total - 1, nan=1.0)
+
+
+def inner_autocorrelation_time(z: Tensor) -> Tensor:
+    """tau (k,) inside the chains z (chains, n, k), blind to their means. Centring at a chain's own mean lowers every autocovariance by the
+    variance of that mean, tau var / n. Putting it back in the L lags summed, tau = -1 + 2 S (1 - tau/n) + 2 L tau/n, is solved for tau."""
+    acov = _autocovariance(z)
+    total, lags = _geyer(acov / acov[0])
+    return torch.nan_to_num((2 * total - 1) / (1 - 2 * (lags - total) / z.shape[1]).clamp(min=0.25), nan=1.0)
+
+
+def _geyer(rho: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum S (k,) of the initial positive monotone sequence of pairs of rho (n, k), whose first row counts as 1, and its lags L (k,)."""
+    n, k = rho.shape
+    rho = torch.cat([torch.ones_like(rho[:1]), rho[1:]])
     pairs = rho[: n // 2 * 2].reshape(-1, 2, k).sum(1)
-    pairs = pairs.cummin(0).values * (pairs > 0).long().cumprod(0)
-    tau: Tensor = torch.nan_to_num(-1 + 2 * pairs.sum(0), nan=1.0)
-    return tau
+    positive = (pairs > 0).long().cumprod(0)
+    return (pairs.cummin(0).values * positive).sum(0), 2.0 * positive.sum(0)
 
 
 def _autocovariance(z: Tensor) -> Tensor:
     """Mean over chains of the autocovariance, 1/n scaling, by FFT with zero padding: (chains, n, k) -> (n, k)."""
     n = z.shape[1]
     padded = 2 ** math.ceil(math.log2(2 * n))
-    spectrum = torch.fft.rfft(z - z.mean(1, keepdim=True), padded, dim=1)
-    acov: Tensor = torch.fft.irfft(spectrum.abs().square().mean(0), padded, dim=0)[:n] / n
-    return acov
+    block = max(1, 2**22 // (z.shape[0] * padded))  # columns at a time: the spectra are complex and twice as long
+    parts = []
+    for part in z.split(block, dim=-1):
+        spectrum = torch.fft.rfft(part - part.mean(1, keepdim=True), padded, dim=1)
+        parts.append(torch.fft.irfft(spectrum.abs().square().mean(0), padded, dim=0)[:n] / n)
+    return torch.cat(parts, -1)
 
 
 def _var_plus(z: Tensor) -> Tensor:

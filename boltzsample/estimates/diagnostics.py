@@ -15,7 +15,7 @@ from scipy import special, stats
 from torch import Tensor
 
 from boltzsample.draws import Draws
-from boltzsample.estimates.chains import BETWEEN, SHORT, autocorrelation_time, between, within
+from boltzsample.estimates.chains import BETWEEN, SHORT, between, inner_autocorrelation_time, within
 from boltzsample.estimates.columns import Columns, columns, located
 from boltzsample.estimates.stationarity import drift_test, nested_rhat, nested_rhat_test, start_memory_test
 from boltzsample.estimates.tails import khat, tail_length
@@ -127,9 +127,10 @@ def rhat_check(z: Tensor) -> tuple[Flag, ...]:
 def rank_rhat(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(R-hat, tau, whether chains are 100 tau long), all (k,): the larger of the split R-hats of the rank-normalized draws and of their
     rank-normalized distance to the median (Vehtari et al. 2021, eqs. 3, 4, 14 and section 4)."""
-    median = z.flatten(0, 1).median(0).values
+    ordered = z.flatten(0, 1).sort(0).values
+    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     bulk, fold = rank_normalize(z), rank_normalize((z - median).abs())
-    tau = torch.maximum(autocorrelation_time(bulk, pooled=False), autocorrelation_time(fold, pooled=False)).clamp(min=1.0)
+    tau = torch.maximum(inner_autocorrelation_time(bulk), inner_autocorrelation_time(fold)).clamp(min=1.0)
     return torch.maximum(split_rhat(bulk), split_rhat(fold)), tau, z.shape[1] >= 100 * tau
 
 

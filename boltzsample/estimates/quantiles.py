@@ -91,6 +91,8 @@ def _distribution(z: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """The draws in order (S, k) and the probability up to and including each (S, k)."""
     ordered, order = z.flatten(0, 1).sort(0)
     w = None if draws.log_weight is None else weights(draws.log_weight)
+    if draws.log_weight is not None and w is None:
+        return torch.full_like(ordered, math.nan), torch.ones_like(ordered)
     if w is None:
         mass = torch.arange(1, len(ordered) + 1, dtype=torch.float64)[:, None] / len(ordered)
         return ordered, mass.expand_as(ordered)

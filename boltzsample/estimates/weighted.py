@@ -6,7 +6,7 @@ moves mu by -G_u / (1 - W_u), where G_u and W_u sum g_i and W_i over its draws. 
     se^2 = (M - 1)/M sum_u (G_u / (1 - W_u))^2,      bias = -sum_u W_u G_u   (subtracted),
 
 which for independent weighted draws (one draw a unit) is the delta method corrected for leverage. Student t with ESS - 1 degrees,
-ESS = 1 / sum_u W_u^2. The bar is as good as the weights: k-hat of w and of |g| (tails.py), the largest share of sum g^2, and ESS are
+ESS = 1 / sum_u W_u^2; |bias| <= se / sqrt(ESS) by Cauchy and Schwarz, so ESS_LOW also speaks for the bias. The bar is as good as the weights: k-hat of w and of |g| (tails.py), the largest share of sum g^2, and ESS are
 judged at the grade an error bar needs (k-hat <= .4, or .6 where the weights are nearly equal), stricter than the .7 of an estimate.
 """
 
@@ -82,9 +82,9 @@ def weighted_bar(z: Tensor, w: Weights) -> tuple[Tensor, Bar, Tensor]:
     stderr = ((m - 1) / m * (unit / (1 - w.unit[:, None])).square().sum(0)).sqrt() if m > 1 else torch.full_like(mean, math.nan)
     bias = -(w.unit[:, None] * unit).sum(0)
     df = torch.full_like(mean, max(w.unit_ess - 1, 1.0))
-    flags = located("BIAS_DOMINATES", bias.abs() > stderr / 4, (bias / stderr).abs(), 0.25)
+    flags: tuple[Flag, ...] = ()
     if m < 4:
-        flags += (flag("ONE_UNIT"), flag("NO_ERROR_BAR")) if m == 1 else (flag("FEW_UNITS", value=m, threshold=4),)
+        flags = (flag("ONE_UNIT"), flag("NO_ERROR_BAR")) if m == 1 else (flag("FEW_UNITS", value=m, threshold=4),)
     kind = f"{m} independent weighted draws" if n == 1 else f"jackknife over {m} weighted units"
     return mean - bias, Bar(stderr, df, *t_interval(stderr, df), kind, flags), g
 

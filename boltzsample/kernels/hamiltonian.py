@@ -15,11 +15,11 @@ another L is another graph, and jitter breaks the resonance of a fixed trajector
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, metropolis
+from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, first_step, metropolis
 from boltzsample.streams import Rng
 from boltzsample.target import Target, log_prob_and_grad
 
@@ -37,7 +37,7 @@ class HMC:
     (0, 8)
     """
 
-    h: Tensor
+    h: Tensor = field(default_factory=first_step)
     L: int = 8
     jitter: float = 0.3
     target_accept: float = 0.651  # of the harmonic mean over chains: Hoffman, Radul & Sountsov (2021)

@@ -48,6 +48,11 @@ class StepInfo(NamedTuple):
     log_p: Tensor  # (*batch) its log-density
 
 
+def first_step() -> Tensor:
+    """A step size to begin adaptation with: .25 in the units of the preconditioner. Set h yourself to use a kernel unfitted."""
+    return torch.tensor(0.25, dtype=torch.float64)
+
+
 S = TypeVar("S", PointState, ChainState)
 
 

@@ -13,12 +13,12 @@ and is exact. Roberts & Tweedie (1996), Bernoulli 2(4), 341-363.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, metropolis
+from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, first_step, metropolis
 from boltzsample.streams import Rng
 from boltzsample.target import Target, log_prob_and_grad
 
@@ -34,7 +34,7 @@ class ULA:
     (0, 1)
     """
 
-    h: Tensor
+    h: Tensor = field(default_factory=first_step)
     target_accept: float = 0.9
 
     @property
@@ -73,7 +73,7 @@ class MALA:
     (0, 1)
     """
 
-    h: Tensor
+    h: Tensor = field(default_factory=first_step)
     target_accept: float = 0.574  # Roberts & Rosenthal (1998), JRSS B 60, 255
 
     @property

@@ -11,11 +11,11 @@ Metropolis, Rosenbluth, Rosenbluth, Teller & Teller (1953), J. Chem. Phys. 21, 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from boltzsample.kernels.kernel import Noise, PointState, StepInfo, metropolis
+from boltzsample.kernels.kernel import Noise, PointState, StepInfo, first_step, metropolis
 from boltzsample.streams import Rng
 from boltzsample.target import Target
 
@@ -29,7 +29,7 @@ class RandomWalk:
     (1, 0)
     """
 
-    h: Tensor
+    h: Tensor = field(default_factory=first_step)
     target_accept: float = 0.234  # Roberts, Gelman & Gilks (1997), Ann. Appl. Probab. 7, 110
 
     @property

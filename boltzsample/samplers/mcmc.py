@@ -22,10 +22,10 @@ from boltzsample.kernels import HMC, RandomWalk
 from boltzsample.kernels.adapt import DualAveraging, Moments, efficiency, with_step
 from boltzsample.kernels.chains import Chains
 from boltzsample.kernels.langevin import ULA
+from boltzsample.maps import Dense, Diagonal
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run, Sampler
 from boltzsample.target import Target
-from boltzsample.maps import Dense, Diagonal
 
 PILOT_CHAINS = 64
 PILOT_L = 8
@@ -205,7 +205,7 @@ def _warm_up(chains: Chains, warmup: int, dense: bool, run: Run, bar: Progress) 
     replicates, n, dim = chains.state.x.shape
     kernel: Any = chains.kernel
     harmonic = kernel.price[1] > 0
-    h = kernel.h.expand(replicates, 1).clone()
+    h = kernel.h.to(chains.state.x).expand(replicates, 1).clone()
     for i, (steps, metric) in enumerate(_windows(warmup)):
         tuner = DualAveraging.start(h)
         moments = Moments.start(chains.state.x, dense and n * steps > 20 * dim)
@@ -241,7 +241,7 @@ def _pilot(target: Target, kernel: HMC, sampler: MCMC, run: Run) -> int:
             score = _score(pilot, L, run)
             if score > best_score:
                 best, best_score = L, score
-            elif L > 2 * best:
+            elif 2 * best < L:
                 break
             L *= 2
     return best

@@ -11,6 +11,7 @@ of their own, which takes them off the cliffs of a badly scaled density but not 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,11 @@ from boltzsample.ascent import Ascent, ascend
 from boltzsample.backend import Backend
 from boltzsample.densities import StudentT
 from boltzsample.errors import InitFailed, ShapeError
-from boltzsample.kernels import MALA, Kernel, RandomWalk
+from boltzsample.kernels import MALA, RandomWalk
 from boltzsample.laplace import distinct, laplace
+from boltzsample.maps import Dense, Diagonal
 from boltzsample.streams import LANE, Rng, Stream
 from boltzsample.target import Target
-from boltzsample.maps import Dense, Diagonal
 
 PER_SCALE = 8  # points for each of the 13 scales
 ASCENT_ROUNDS = 30
@@ -161,9 +162,10 @@ def _burst(target: Target, x: Tensor, reach: Tensor, rng: Rng, gradient: bool) -
 
     Returns what was visited (steps, k, dim), its log_prob (steps, k) and the rows spent.
     """
-    kernel: Kernel
+    kernel: Any
     log_h = 2 * reach.log() if gradient else reach.log()
-    state, seen = None, []
+    state: Any = None
+    seen = []
     for i in range(BURST_STEPS):
         kernel = MALA(log_h.exp()) if gradient else RandomWalk(log_h.exp())
         state = kernel.init(target, x) if state is None else state
@@ -184,7 +186,8 @@ def _travelling(log_p: Tensor, window: float) -> Tensor:
     rise = log_p[len(log_p) // 2 :].diff(dim=0).nan_to_num(nan=torch.inf)
     up = rise.mean(0) > 3 * rise.std(0) / len(rise) ** 0.5
     calm = log_p[-1] if bool(up.all()) else log_p[-1][~up]
-    return (up & ~up.all()) | (log_p[-1] < calm.median() - window)
+    up = up & ~up.all()
+    return up | (log_p[-1] < calm.median() - window)
 
 
 def _laplace_draws(
