@@ -58,10 +58,10 @@ class _Climb:
         self.converged[who] = (~bare & (gain < DECREMENT)) | (g == 0).all(-1)
 
 
-def ascend(target: Target, x: Tensor, *, reach: Tensor | float, rounds: int) -> Ascent:
+def ascend(target: Target, x: Tensor, *, reach: Tensor | float, rounds: int, ceiling: float = torch.inf) -> Ascent:
     """Ascend log_prob from x (n, dim) for at most `rounds` evaluations a point; `reach` is the length of the first step.
 
-    Points whose log_prob is not finite stay where they are, not converged.
+    A point stops where its log_prob exceeds `ceiling`. Points whose log_prob is not finite stay where they are, not converged.
 
     >>> from boltzsample.adapters import from_log_prob
     >>> bowl = from_log_prob(lambda x: -((x - 3.0) ** 2 * torch.tensor([1.0, 100.0])).sum(-1), dim=2)
@@ -80,7 +80,7 @@ def ascend(target: Target, x: Tensor, *, reach: Tensor | float, rounds: int) -> 
     state.aim(able.nonzero()[:, 0])
     rows = n
     for _ in range(rounds):
-        who = (able & ~state.converged & (state.t > 1e-12)).nonzero()[:, 0]
+        who = (able & ~state.converged & (state.t > 1e-12) & (state.log_p < ceiling)).nonzero()[:, 0]
         if len(who) == 0:
             break
         rows += len(who)

@@ -21,7 +21,8 @@ from boltzsample.preflight import check_gradient, check_interface
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.results import Result
 from boltzsample.samplers.sampler import Budget, Ledger, Run, Sampler
-from boltzsample.samplers.starts import Starts, user_starts, wide_source
+from boltzsample.samplers.starts import Starts, user_starts
+from boltzsample.samplers.wide_source import wide_source
 from boltzsample.streams import Stream, root
 from boltzsample.target import Target
 from boltzsample.witnesses import CLIMBS, ROUNDS, no_audit, optimum_audit

@@ -1,6 +1,6 @@
 """Weighted draws: p = N(0, 1), proposals N(loc, s^2). k-hat of the weights is about 1 - s^2.
 
-Coverage rule as in test_expectation.py: 400 replicates, red at 356 or fewer.
+Coverage rule: 200 replicates, red at 174 or fewer, which a bar that covers .95 meets with probability 9e-6.
 """
 
 import math
@@ -28,7 +28,7 @@ def proposal(s: float, m: int, n: int = 1, loc: float = 0.0, seed: int = 0) -> t
 @pytest.mark.parametrize(("m", "n"), [(1000, 1), (40, 25)])
 def test_a_good_proposal_is_ok_and_covered(m, n):
     inside = dict.fromkeys(("x2", "p", "sd", "q", "log_z"), 0)
-    for seed in range(400):
+    for seed in range(200):
         x, d = proposal(1.3, m, n, 0.2, seed)
         answers = {
             "x2": (expectation(x.square(), d), 1.0),
@@ -40,7 +40,7 @@ def test_a_good_proposal_is_ok_and_covered(m, n):
         for name, (est, truth) in answers.items():
             inside[name] += bool((est.interval[0] <= truth) & (truth <= est.interval[1]))
             assert seed > 20 or est.status is Status.OK, (name, est.flags)
-    assert min(inside.values()) >= 357, inside
+    assert min(inside.values()) >= 175, inside
 
 
 def test_a_narrow_proposal_is_flagged():

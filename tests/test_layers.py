@@ -42,7 +42,7 @@ progress
 kernels.kernel kernels.chains kernels.random_walk kernels.langevin kernels.hamiltonian kernels.microcanonical kernels.independent kernels.exchange kernels.adapt
 ascent
 laplace
-samplers.sampler samplers.starts samplers.mcmc samplers.latent samplers.flow_is samplers.annealing samplers.tempering samplers.tweedie samplers.diffusion samplers.controlled samplers.path_weights
+samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.annealing samplers.tempering samplers.tweedie samplers.diffusion samplers.controlled samplers.path_weights
 witnesses
 auto
 registry

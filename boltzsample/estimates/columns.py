@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,20 @@ from torch import Tensor
 from boltzsample.draws import Draws
 from boltzsample.errors import ShapeError
 from boltzsample.flags import Flag, Severity, flag
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def on_cpu(f: Callable[P, T]) -> Callable[P, T]:
+    """f, with new tensors born on the CPU whatever the user's default device is."""
+
+    @wraps(f)
+    def cpu_f(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.device("cpu"), torch.no_grad():
+            return f(*args, **kwargs)
+
+    return cpu_f
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from boltzsample.draws import Draws
 from boltzsample.estimates.chains import BETWEEN, SHORT, between, inner_autocorrelation_time, within
-from boltzsample.estimates.columns import Columns, columns, located
+from boltzsample.estimates.columns import Columns, columns, located, on_cpu
 from boltzsample.estimates.stationarity import drift_test, nested_rhat, nested_rhat_test, start_memory_test
 from boltzsample.estimates.tails import khat, tail_length
 from boltzsample.flags import Flag
@@ -157,6 +157,7 @@ def tail_check(z: Tensor, skip: Tensor) -> tuple[Flag, ...]:
     return located("TAIL_ESS_LOW", (ratio < threshold) & ~skip, ratio, threshold, worst=min)
 
 
+@on_cpu
 def numbers(y: Tensor, draws: Draws) -> Numbers:
     """Bulk and tail ESS, R-hat and nested R-hat of y (units, draws, *shape), for reading; error bars have their own ESS of the very f."""
     f = columns(y, draws)

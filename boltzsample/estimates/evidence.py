@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.draws import Draws, Estimate
+from boltzsample.estimates.columns import on_cpu
 from boltzsample.estimates.intervals import t_quantile
 from boltzsample.estimates.replicates import merged_flags
 from boltzsample.estimates.weighted import weight_flags, weights
@@ -28,6 +29,7 @@ from boltzsample.flags import Flag, flag
 LARGE = 0.1  # relative variance above which the lognormal interval is not believed
 
 
+@on_cpu
 def log_z(draws: Draws) -> Estimate:
     """log Z; NaN and untrusted (NO_LOG_Z) where the draws carry no weights. The guaranteed lower bound is in `method`.
 
@@ -48,6 +50,7 @@ def log_z(draws: Draws) -> Estimate:
     return _from_means(log_w.logsumexp(1) - math.log(log_w.shape[1]), draws, flags)
 
 
+@on_cpu
 def combine_log_z(estimates: Sequence[Estimate]) -> Estimate:
     """log Z from R replicates: the log of the mean of Zhat_r, not the mean of logs, with the leave-one-out jackknife and t_{R-1}.
 

@@ -20,7 +20,7 @@ from boltzsample.draws import Draws, Estimate
 from boltzsample.errors import ShapeError
 from boltzsample.estimates.assembly import effective_draws, ess_flags, finish, in_units, no_mean, probability_bar, refuse
 from boltzsample.estimates.chains import mean_bar
-from boltzsample.estimates.columns import Columns, columns, located, unlocated
+from boltzsample.estimates.columns import Columns, columns, located, on_cpu, unlocated
 from boltzsample.estimates.diagnostics import COARSE, checks
 from boltzsample.estimates.weighted import usable, weighted_bar, weighted_expectation, weights
 from boltzsample.flags import Flag
@@ -28,6 +28,7 @@ from boltzsample.flags import Flag
 MAX_BYTES = 2**31
 
 
+@on_cpu
 def expectation(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
     """E f from y (units, draws, *shape), the values of f at the draws; `y_start` (units, *shape) are those at the chains' starts.
 
@@ -54,6 +55,7 @@ def expectation(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estim
     return finish(f, value, in_units(f, bar), ess, flags, draws)
 
 
+@on_cpu
 def probability(event: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
     """P(event) from `event` (units, draws, *shape), boolean or of values 0 and 1. Raises ShapeError, ValueError.
 
@@ -67,6 +69,7 @@ def probability(event: Tensor, draws: Draws, y_start: Tensor | None = None) -> E
     return expectation(event.bool(), draws, y_start)
 
 
+@on_cpu
 def sd(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
     """The standard deviation of f from y (units, draws, *shape). Raises ShapeError.
 
@@ -86,6 +89,7 @@ def sd(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
     return _restated(f, squares, root, squares.stderr / (2 * root), ends, flags)
 
 
+@on_cpu
 def covariance(y: Tensor, draws: Draws) -> Estimate:
     """The covariance matrix (k, k) of f from y (units, draws, k). Raises ShapeError.
 

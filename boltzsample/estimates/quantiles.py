@@ -22,7 +22,7 @@ from torch import Tensor
 from boltzsample.draws import Draws, Estimate
 from boltzsample.estimates.assembly import effective_draws, ess_flags, ess_of_x, finish, judged_ess
 from boltzsample.estimates.chains import Bar, mean_bar
-from boltzsample.estimates.columns import Columns, columns, located
+from boltzsample.estimates.columns import Columns, columns, located, on_cpu
 from boltzsample.estimates.diagnostics import checks, value_checks
 from boltzsample.estimates.intervals import korn_graubard
 from boltzsample.estimates.weighted import usable, weight_flags, weighted_bar, weights
@@ -31,6 +31,7 @@ from boltzsample.flags import Flag, flag
 FEW_BEYOND = 20
 
 
+@on_cpu
 def quantile(y: Tensor, p: float, draws: Draws, y_start: Tensor | None = None) -> Estimate:
     """The p-quantile of f, 0 < p < 1, from y (units, draws, *shape). Raises ShapeError, ValueError.
 

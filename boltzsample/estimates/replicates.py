@@ -24,7 +24,7 @@ from torch import Tensor
 
 from boltzsample.draws import Estimate
 from boltzsample.errors import ShapeError
-from boltzsample.estimates.columns import holm, located, unlocated
+from boltzsample.estimates.columns import holm, located, on_cpu, unlocated
 from boltzsample.estimates.intervals import t_interval
 from boltzsample.flags import Flag, Severity
 
@@ -38,6 +38,7 @@ RATE = 2e-3
 LEVEL = 1e-3
 
 
+@on_cpu
 def combine(estimates: Sequence[Estimate]) -> Estimate:
     """One estimate from R replicates of equal weight; of one replicate, itself. For log Z see evidence.combine_log_z.
 
@@ -53,9 +54,7 @@ def combine(estimates: Sequence[Estimate]) -> Estimate:
     """
     if not estimates:
         raise ValueError("there are no replicates to combine; wanted one estimate or more")
-    shape, r = estimates[0].value.shape, len(estimates)
-    if any(e.value.shape != shape for e in estimates):
-        raise ShapeError(f"replicates have shapes {sorted({tuple(e.value.shape) for e in estimates})}; wanted one shape")
+    shape, r = _one_shape(estimates), len(estimates)
     if r == 1:
         return estimates[0]
     value, stderr, df, ess = (torch.stack([getattr(e, name).flatten() for e in estimates]) for name in ("value", "stderr", "df", "ess"))
@@ -66,20 +65,18 @@ def combine(estimates: Sequence[Estimate]) -> Estimate:
     flags += _few_draws(ess.nan_to_num(nan=0.0).sum(0), estimates)
     error = torch.where(error > 0, error, torch.full_like(error, math.nan))
     degrees = torch.full_like(error, r - 1)
-    ends = torch.stack([centre + half for half in t_interval(error, degrees)])
-    own = stderr.square() * ess  # each replicate's variance of f
-    total = own.nanmean(0) / error.square()
+    ends = torch.stack([centre + half for half in t_interval(error, degrees)]).reshape(2, *shape)
+    total = (stderr.square() * ess).nanmean(0) / error.square()  # each replicate's variance of f, averaged, over the new stderr^2
     witnesses = tuple(dict.fromkeys(w for e in estimates for w in e.witnesses))
-    return Estimate(
-        centre.reshape(shape),
-        error.reshape(shape),
-        degrees.reshape(shape),
-        ends.reshape(2, *shape),
-        total.reshape(shape),
-        f"mean of {r} replicates",
-        witnesses,
-        unlocated(flags, shape),
-    )
+    value, stderr, df, ess = (v.reshape(shape) for v in (centre, error, degrees, total))
+    return Estimate(value, stderr, df, ends, ess, f"mean of {r} replicates", witnesses, unlocated(flags, shape))
+
+
+def _one_shape(estimates: Sequence[Estimate]) -> torch.Size:
+    shapes = {e.value.shape for e in estimates}
+    if len(shapes) > 1:
+        raise ShapeError(f"replicates have shapes {sorted(tuple(s) for s in shapes)}; wanted one shape")
+    return shapes.pop()
 
 
 def bar_test(value: Tensor, stderr: Tensor, df: Tensor) -> tuple[Flag, ...]:

@@ -78,7 +78,7 @@ class Moments:
 
     def update(self, z: Tensor) -> Moments:
         """With positions z (replicates, chains, dim): Chan, Golub & LeVeque (1983), pairwise update."""
-        z = z.double()
+        z = _tamed(z.double())
         k = z.shape[1]
         mean_k = z.mean(1)
         away, step, n = z - mean_k[:, None], mean_k - self.mean, self.n + k
@@ -106,6 +106,18 @@ class Moments:
             return Dense(m, s.mT * factor.to(s))
         L = old.L if old.L.ndim == 3 else old.L[None]
         return Dense(m, L * factor[:, None].to(L) if factor.ndim == 2 else L @ factor.to(L))
+
+
+def _tamed(z: Tensor) -> Tensor:
+    """z (replicates, chains, dim) with chains further than 4 median radii from the median drawn in to there.
+
+    A few chains still on their way from a heavy tail would set the scale of all.
+    """
+    centre = z.median(1, keepdim=True).values
+    away = z - centre
+    radius = away.norm(dim=-1, keepdim=True)
+    tamed: Tensor = centre + away * (4 * radius.median(1, keepdim=True).values / radius.clamp(min=1e-300)).clamp(max=1.0)
+    return tamed
 
 
 def _eye(cov: Tensor) -> Tensor:

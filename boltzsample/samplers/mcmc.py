@@ -8,7 +8,6 @@ where the warm-up ended with everything frozen; given an already fitted sampler 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -19,20 +18,16 @@ from boltzsample.draws import Draws
 from boltzsample.estimates.stationarity import nested_rhat
 from boltzsample.flags import Flag, flag
 from boltzsample.kernels import HMC, RandomWalk
-from boltzsample.kernels.adapt import DualAveraging, Moments, efficiency, with_step
 from boltzsample.kernels.chains import Chains
 from boltzsample.kernels.langevin import ULA
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run, Sampler
+from boltzsample.samplers.warm_up import PILOT_L, account, best_leapfrogs, spent, until_stopped, warm_up, why_stop
 from boltzsample.target import Target
 
 PILOT_CHAINS = 64
-PILOT_L = 8
-MOST_LEAPFROGS = 64
-WARMUP_SHARE = 0.5  # of the budget
 MIN_DRAWS = 16  # per chain: enough for the tests of stationarity
-DENSE_UP_TO = 128  # dimensions
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +67,8 @@ class MCMC(Sampler):
         first = run.starts.first_map(run.backend, target.dim)
         with run.progress.phase("warm-up", self.warmup) as bar:
             chains = _chains(target, kernel, first, x, run, "warm-up", self.warmup)
-            _warm_up(chains, self.warmup, _is_dense(self.dense, target.dim), run, bar)
-        _account(run, "warm-up", chains)
+            warm_up(chains, self.warmup, self.dense, run, bar)
+        account(run, "warm-up", chains)
         return replace(self, kernel=chains.kernel, map=chains.map, positions=chains.x)
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
@@ -86,7 +81,7 @@ class MCMC(Sampler):
         x = self.positions if going_on and self.positions is not None else starts
         with run.progress.phase("sampling", settle + keep * self.thin) as bar:
             chains = _chains(target, kernel, map, x, run, "sampling", settle + keep * self.thin)
-            for accept in _until_stopped(chains, settle, "settle", run):
+            for accept in until_stopped(chains, settle, "settle", run):
                 bar.update(acceptance=accept.mean)
             chains.forget()
             trace = _Trace.empty(chains, keep)
@@ -96,25 +91,30 @@ class MCMC(Sampler):
                 error.partial = self._draws(chains, trace, starts, run)  # type: ignore[attr-defined]
                 error.add_note(f"boltzsample: stopped after {trace.kept} of {keep} draws a chain; they are in this exception's .partial")
                 raise
-        _account(run, "sampling", chains)
+        account(run, "sampling", chains)
         return self._draws(chains, trace, starts, run)
 
     def _record(self, chains: Chains, trace: _Trace, run: Run, bar: Progress) -> None:
         group = run.starts.groups(self.chains)
-        for t, accept in enumerate(_until_stopped(chains, trace.x.shape[2] * self.thin, "draw", run)):
+        for t, accept in enumerate(until_stopped(chains, trace.x.shape[2] * self.thin, "draw", run)):
             if (t + 1) % self.thin == 0:
                 trace.add(chains)
             bar.update(
-                acceptance=accept.mean, evaluations=lambda: run.ledger.total + _spent(chains), stationarity=lambda: trace.rhat(group)
+                acceptance=accept.mean, evaluations=lambda: run.ledger.total + spent(chains), stationarity=lambda: trace.rhat(group)
             )
 
     def _default_kernel(self, target: Target, run: Run) -> Any:
         h = torch.tensor(target.dim**-0.25, dtype=run.backend.dtype, device=run.backend.device)
         if not run.starts.has_gradient:
             return RandomWalk(h=2.4 * target.dim**-0.25 * h)
+        hmc = HMC(h=h, L=PILOT_L)
         if self.warmup == 0:
-            return HMC(h=h, L=PILOT_L)
-        return HMC(h=h, L=_pilot(target, HMC(h=h, L=PILOT_L), self, run))
+            return hmc
+        x = self._starts(target, run, "pilot starts", 1, min(self.chains, PILOT_CHAINS))
+        with run.progress.phase("pilot", self.warmup // 2) as bar:
+            quiet = replace(run, backend=replace(run.backend, compile=False))  # another L is another graph
+            pilot = _chains(target, hmc, run.starts.first_map(run.backend, target.dim), x, quiet, "pilot", self.warmup)
+            return replace(hmc, L=best_leapfrogs(pilot, self.warmup // 2, self.dense, run, bar))
 
     def _starts(self, target: Target, run: Run, name: str, replicates: int, chains: int) -> Tensor:
         x, rows = run.starts.chains(target, run.backend, run.stream.child(name), replicates, chains)
@@ -135,7 +135,7 @@ class MCMC(Sampler):
             group=run.starts.groups(self.chains).repeat(run.replicates),
             moves=moves.reshape(-1).cpu(),
             bad_x=chains.bad_points(),
-            flags=_flags(chains, trace, run),
+            flags=_flags(chains, trace, self.thin, run),
             acceptance=float(moves.double().mean()) / steps,
         )
 
@@ -167,101 +167,10 @@ def _chains(target: Target, kernel: Any, map: Any, x: Tensor, run: Run, name: st
     return Chains.start(target, kernel, map, x, run.backend, run.stream.child("mcmc", name), steps)
 
 
-def _until_stopped(chains: Chains, n: int, name: str, run: Run, share: float = 1.0) -> Iterator[Tensor]:
-    """n transitions, or as many as this share of the budget and the user allow; one is always made."""
-    for i, accept in enumerate(chains.steps(n, name)):
-        yield accept
-        if i + 1 < n and _why_stop(chains, run, share):
-            return
-
-
-def _why_stop(chains: Chains, run: Run, share: float = 1.0) -> str | None:
-    one_more = sum(chains.kernel.price) * chains.state.log_p.numel()
-    return run.must_stop(_spent(chains) + one_more, share)
-
-
-def _spent(chains: Chains) -> int:
-    return chains.rows * sum(chains.kernel.price) + chains.inits
-
-
-def _account(run: Run, phase: str, chains: Chains) -> None:
-    a, b = chains.kernel.price
-    run.ledger.add(phase, (a, b), chains.rows)
-    run.ledger.add(phase, (1, 0) if b == 0 else (0, 1), chains.inits)
-
-
-def _is_dense(dense: bool | None, dim: int) -> bool:
-    return dim <= DENSE_UP_TO if dense is None else dense
-
-
-def _windows(warmup: int) -> list[tuple[int, bool]]:
-    """(steps, whether a new preconditioner is made of their second half): a first step size, three metrics, a last step size."""
-    shares = [(0.15, True), (0.2, True), (0.35, True), (0.3, False)]
-    return [(max(1, round(share * warmup)), metric) for share, metric in shares] if warmup >= 20 else [(warmup, False)]
-
-
-def _warm_up(chains: Chains, warmup: int, dense: bool, run: Run, bar: Progress) -> None:
-    """Adapt the step size all the time and the map at the end of each window, in place; the kernel is left frozen."""
-    replicates, n, dim = chains.state.x.shape
-    kernel: Any = chains.kernel
-    harmonic = kernel.price[1] > 0
-    h = kernel.h.to(chains.state.x).expand(replicates, 1).clone()
-    for i, (steps, metric) in enumerate(_windows(warmup)):
-        tuner = DualAveraging.start(h)
-        moments = Moments.start(chains.state.x, dense and n * steps > 20 * dim)
-        chains.retune(with_step(kernel, tuner.h))
-        made = 0
-        for accept in _until_stopped(chains, steps, f"window {i}", run, WARMUP_SHARE):
-            tuner = tuner.update(accept, kernel.target_accept, harmonic)
-            chains.retune(with_step(kernel, tuner.h))
-            made += 1
-            if metric and made > steps // 2:
-                moments = moments.update(chains.state.x)
-            bar.update(acceptance=accept.mean, evaluations=lambda: run.ledger.total + _spent(chains))
-        h = tuner.frozen
-        if made < steps:
-            break
-        if metric and moments.n > 0:
-            chains.retune(with_step(kernel, h), moments.refine(chains.map))
-    chains.retune(with_step(kernel, h))
-    if (steps_made := chains.rows // chains.state.log_p.numel()) < warmup and (why := _why_stop(chains, run, WARMUP_SHARE)):
-        run.notes.append(flag(why, detail=f"{steps_made} of {warmup} warm-up steps"))
-
-
-def _pilot(target: Target, kernel: HMC, sampler: MCMC, run: Run) -> int:
-    """The number of leapfrogs, by ChEES for each gradient, on chains of its own that are then forgotten."""
-    chains = min(sampler.chains, PILOT_CHAINS)
-    x = sampler._starts(target, run, "pilot starts", 1, chains)
-    with run.progress.phase("pilot", sampler.warmup) as bar:
-        pilot = _chains(target, kernel, run.starts.first_map(run.backend, target.dim), x, run, "pilot", 0)
-        _warm_up(pilot, sampler.warmup // 2, _is_dense(sampler.dense, target.dim), run, bar)
-        _account(run, "pilot", pilot)
-        best, best_score, L = PILOT_L, -1.0, 1
-        while L <= MOST_LEAPFROGS and not run.must_stop():
-            score = _score(pilot, L, run)
-            if score > best_score:
-                best, best_score = L, score
-            elif 2 * best < L:
-                break
-            L *= 2
-    return best
-
-
-def _score(pilot: Chains, L: int, run: Run, moves: int = 10) -> float:
-    kernel: Any = pilot.kernel
-    trial = replace(pilot, kernel=replace(kernel, L=L), rows=0, inits=0)
-    before = [pilot.state.x]
-    for _ in trial.steps(moves, f"L {L}"):
-        before.append(trial.state.x)
-    _account(run, "pilot", trial)
-    path = torch.stack(before)
-    return efficiency(path[:-1], path[1:]) / L
-
-
-def _flags(chains: Chains, trace: _Trace, run: Run) -> tuple[Flag, ...]:
+def _flags(chains: Chains, trace: _Trace, thin: int, run: Run) -> tuple[Flag, ...]:
     """What the chains themselves have to say: about the density, the kernel, the memory, the budget."""
     flags = []
-    made = max(chains.rows, 1)
+    made = max(trace.kept * thin * chains.state.log_p.numel(), 1)
     nan, diverged = int(chains.meter.nan.sum()), int(chains.meter.divergent.sum())
     if nan:
         share = nan / made
@@ -273,6 +182,6 @@ def _flags(chains: Chains, trace: _Trace, run: Run) -> tuple[Flag, ...]:
         flags.append(flag("UNADJUSTED"))
     if chains.split:
         flags.append(flag("OOM_SPLIT", detail=f"{chains.backend.chunk} lanes at a time"))
-    if trace.kept < trace.x.shape[2] and (why := _why_stop(chains, run)):
+    if trace.kept < trace.x.shape[2] and (why := why_stop(chains, run)):
         flags.append(flag(why, detail=f"{trace.kept} of {trace.x.shape[2]} draws a chain"))
     return tuple(flags)

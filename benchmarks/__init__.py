@@ -1,0 +1,1 @@
+"""What the library promises, measured: `python -m benchmarks --help`. Run from a checkout; nothing here is installed."""

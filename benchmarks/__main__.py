@@ -1,0 +1,23 @@
+"""`python -m benchmarks COMMAND`: coverage (do the error bars hold?) and mutants (would the tests notice?)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from benchmarks import court, mutants
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0 where everything holds."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (court, mutants):
+        module.add_command(commands)
+    args = parser.parse_args(argv)
+    run = args.run
+    return int(run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Planted errors: would the tests notice? `python -m benchmarks mutants` plants each one in a copy of the tree and runs the tests it names.
+
+A mutant is one error of the kind people make in a sampler: an inverted ratio, a dropped Jacobian, 2h for 4h. Its `old` text must occur
+exactly once in its file (tests/test_mutants.py watches that). The tests must be green without it and red with it. Changes that keep the
+law (another symmetric jitter, 1 - u for u) are no errors and have no place here.
+"""
+
+# ruff: noqa: E501  (one mutant a line)
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
+KERNELS, VIEWS, COURT, BARS = "tests/test_kernels.py", "tests/test_views.py", "tests/test_court.py", "tests/test_expectation.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """An error called `name`: in boltzsample/`file`, `old` becomes `new`, and one of `tests` turns red."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = (KERNELS,)
+
+    @property
+    def path(self) -> Path:
+        return Path("boltzsample") / self.file
+
+    def applied(self, text: str) -> str:
+        """The text with the error in it. Raises ValueError where `old` does not occur exactly once."""
+        found = text.count(self.old)
+        if found != 1:
+            raise ValueError(f"mutant {self.name!r}: its text occurs {found} times in {self.path}, wanted once: {self.old!r}")
+        return text.replace(self.old, self.new)
+
+
+RW, LMC, HAM = "kernels/random_walk.py", "kernels/langevin.py", "kernels/hamiltonian.py"
+COIN, LOOP, ADJUSTED = "kernels/kernel.py", "kernels/chains.py", "samplers/mcmc.py"
+BOTH = "(log_p_y + log_q_x_given_y) - (log_p_x + log_q_y_given_x)"
+ENERGY = "(log_p - kinetic) - (state.log_p - kinetic0)"
+RATIO = f"log_r = {BOTH}\n\n        return metropolis("
+FORWARD = "log_q_y_given_x = -(y - x - hd * grad_x).square().sum(-1) / (4 * self.h)\n"
+BACKWARD = "        log_q_x_given_y = -(x - y - hd * grad_y).square().sum(-1) / (4 * self.h)\n        "
+PROPOSE = "y = x + hd * grad_x + (2 * hd).sqrt() * noise.normal\n        log_p_y, grad_y = log_prob_and_grad(target, y)\n\n        "
+MALA = PROPOSE + FORWARD + BACKWARD + RATIO
+ALWAYS = "always = torch.where(log_p_y > -torch.inf, torch.inf, -torch.inf)"
+ULA = PROPOSE + ALWAYS
+
+
+def mala(name: str, *changes: tuple[str, str]) -> Mutant:
+    """A mutant of MALA's step, by changes to its own copy of the lines that ULA has too."""
+    return Mutant(f"MALA: {name}", LMC, MALA, _changed(MALA, changes))
+
+
+def ula(name: str, *changes: tuple[str, str]) -> Mutant:
+    return Mutant(f"ULA: {name}", LMC, ULA, _changed(ULA, changes))
+
+
+def _changed(text: str, changes: Iterable[tuple[str, str]]) -> str:
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("random walk: inverted ratio", RW, "log_r = log_p_y - log_p_x", "log_r = log_p_x - log_p_y"),
+    Mutant("random walk: min(1, r^.9)", RW, "log_r = log_p_y - log_p_x", "log_r = 0.9 * (log_p_y - log_p_x)"),
+    Mutant("random walk: asymmetric proposal", RW, "* noise.normal", "* (noise.normal + 0.1)"),
+    Mutant("random walk: h squared", RW, "self.h[..., None] *", "self.h[..., None] ** 2 *"),
+    mala("swapped proposal densities", (BOTH, "(log_p_y + log_q_y_given_x) - (log_p_x + log_q_x_given_y)")),
+    mala("dropped proposal densities", (BOTH, "log_p_y - log_p_x")),
+    mala("inverted ratio", (BOTH, "(log_p_x + log_q_y_given_x) - (log_p_y + log_q_x_given_y)")),
+    mala("2h for 4h", ("4 * self.h", "2 * self.h")),
+    mala("min(1, r^.9)", (BOTH, f"0.9 * ({BOTH})")),
+    mala("noise sqrt(h)", ("(2 * hd).sqrt()", "hd.sqrt()")),
+    mala("old gradient on the way back", ("x - y - hd * grad_y", "x - y - hd * grad_x")),
+    mala("drift away from the mode, everywhere", ("+ hd * grad_x", "- hd * grad_x"), ("- hd * grad_x).", "+ hd * grad_x)."), ("- hd * grad_y", "+ hd * grad_y")),
+    Mutant("MALA: old gradient kept", LMC, "metropolis(state, ChainState(y, log_p_y, grad_y), log_r,", "metropolis(state, ChainState(y, log_p_y, grad_x), log_r,"),
+    ula("noise sqrt(h)", ("(2 * hd).sqrt()", "hd.sqrt()")),
+    ula("half the drift", ("+ hd * grad_x", "+ 0.5 * hd * grad_x")),
+    ula("drift away from the mode", ("+ hd * grad_x", "- hd * grad_x")),
+    ula("enters zero density", ("torch.where(log_p_y > -torch.inf, torch.inf, -torch.inf)", "torch.full_like(log_p_y, torch.inf)")),
+    Mutant("ULA: acceptance without q", LMC, "log_r = (log_p_y + log_q_x_given_y) - (log_p_x + log_q_y_given_x)\n        return moved", "log_r = log_p_y - log_p_x\n        return moved"),
+    Mutant("HMC: sign of the kinetic energy", HAM, ENERGY, "(log_p + kinetic) - (state.log_p + kinetic0)"),
+    Mutant("HMC: dropped kinetic energy", HAM, ENERGY, "log_p - state.log_p"),
+    Mutant("HMC: inverted ratio", HAM, ENERGY, "(state.log_p - kinetic0) - (log_p - kinetic)"),
+    Mutant("HMC: min(1, r^.9)", HAM, ENERGY, f"0.9 * ({ENERGY})"),
+    Mutant("HMC: full first kick", HAM, "p = p0 + 0.5 * e * grad", "p = p0 + e * grad"),
+    Mutant("HMC: full last kick", HAM, "(e if i < self.L - 1 else 0.5 * e)", "e"),
+    Mutant("HMC: half kicks inside", HAM, "(e if i < self.L - 1 else 0.5 * e)", "0.5 * e"),
+    Mutant("HMC: momentum of variance 1.44", HAM, "p0 = noise.normal", "p0 = 1.2 * noise.normal"),
+    Mutant("HMC: kinetic energy |p|^2", HAM, "0.5 * p0.square().sum(-1), 0.5 * p.square()", "p0.square().sum(-1), p.square()"),
+    Mutant("HMC: uphill", HAM, "x = x + e * p", "x = x - e * p"),
+    Mutant("HMC: step size from the position", HAM, "[..., None]  # (*batch, 1)", "[..., None] * (1 + 0.2 * state.x[..., :1].tanh())"),
+    Mutant("HMC: old gradient kept", HAM, "ChainState(x, log_p, grad), log_r", "ChainState(x, log_p, state.grad), log_r"),
+    Mutant("HMC: one step too many", HAM, "for i in range(self.L):", "for i in range(self.L + 1):"),
+    Mutant("coin: NaN accepted", COIN, "(torch.log(uniform) < log_r)", "~(torch.log(uniform) >= log_r)"),
+    Mutant("coin: infinite density accepted", COIN, "(torch.log(uniform) < log_r) & legal", "torch.log(uniform) < log_r"),
+    Mutant("coin: u for log u", COIN, "(torch.log(uniform) < log_r)", "(uniform < log_r)"),
+    Mutant("coin: min(1, r^.9)", COIN, "(torch.log(uniform) < log_r)", "(torch.log(uniform) < 0.9 * log_r)"),
+    Mutant("loop: NaN not counted", LOOP, "meter.nan + nan", "meter.nan"),
+    Mutant("Pullback: no Jacobian in log_prob", "views.py", "return self.target.log_prob(x) + log_det", "return self.target.log_prob(x)"),
+    Mutant("Pullback: no Jacobian in one pass", "views.py", "return log_p + log_det, vjp(grad)", "return log_p, vjp(grad)"),
+    Mutant("Pullback: gradient not pulled back", "views.py", "return log_p + log_det, vjp(grad)", "return log_p + log_det, grad"),
+    Mutant("Diagonal: no Jacobian", "maps.py", "self.s.abs().log().sum(-1)", "0 * self.s.sum(-1)", (VIEWS,)),
+    Mutant("Dense: no Jacobian", "maps.py", "log_det = self.L.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)", "log_det = 0 * self.L.sum((-2, -1))", (VIEWS,)),
+    Mutant("Dense: transposed gradient", "maps.py", "lambda g: g @ self.L", "lambda g: g @ self.L.mT", (VIEWS,)),
+    Mutant("support x > a: no Jacobian", "bijections.py", "x.minimum(inside)), z.sum(-1)", "x.minimum(inside)), 0 * z.sum(-1)"),
+    Mutant("support a < x < b: half a Jacobian", "bijections.py", "+ F.logsigmoid(z) + F.logsigmoid(-z)", "+ F.logsigmoid(z)", (VIEWS,)),
+    Mutant("Tempered: 0 * -inf", "views.py", "torch.where(b > 0, b * value, 0.0)", "b * value", (VIEWS,)),
+    Mutant("Tempered: gradient not tempered", "views.py", "_times(b, log_p), _times(b[..., None], grad)", "_times(b, log_p), grad", (VIEWS,)),
+    Mutant("Observed: sign of the gradient", "views.py", "grad + (self.alpha / self.sigma)", "grad - (self.alpha / self.sigma)", (VIEWS,)),
+    Mutant("streams: lanes share their noise", LOOP, '"replicate", replicate, "lane", lane, "block"', '"replicate", replicate, "block"', (COURT,)),
+    Mutant("streams: replicates share their noise", LOOP, '"replicate", replicate, "lane"', '"lane"', (COURT,)),
+    Mutant("streams: blocks repeat", LOOP, '"lane", lane, "block", block', '"lane", lane', (COURT,)),
+    Mutant("starts: replicates share theirs", "samplers/starts.py", 'stream.child("start", r, lane, attempt)', 'stream.child("start", lane, attempt)', (COURT,)),
+    Mutant("mcmc: goes on adapting while sampling", ADJUSTED, "            if (t + 1) % self.thin == 0:\n", "            chains.retune(with_step(chains.kernel, chains.kernel.h * (0.5 + accept.mean())))\n            if (t + 1) % self.thin == 0:\n", (COURT,)),
+    Mutant("mcmc: log_prob left in z", LOOP, "self.state.log_p - self.map.push(self.state.x)[1]", "self.state.log_p", (COURT,)),
+    Mutant("bars: se / 1.5 between chains", "estimates/chains.py", "stderr = y.std(0) / math.sqrt(m)", "stderr = y.std(0) / math.sqrt(m) / 1.5", (COURT, BARS)),
+    Mutant("bars: within-chain tau halved", "estimates/chains.py", "torch.nan_to_num(2 * total - 1, nan=1.0)", "torch.nan_to_num(total, nan=1.0)", (BARS,)),
+    Mutant("bars: normal for t", "estimates/intervals.py", "t = float(special.stdtrit(n - 1, 0.975))", "t = 1.96", (BARS,)),
+    Mutant("bars: Hall's correction backwards", "estimates/intervals.py", "a = torch.nan_to_num(skewness / math.sqrt(n))", "a = -torch.nan_to_num(skewness / math.sqrt(n))", (BARS,)),
+    Mutant("bars: sd without the root", "estimates/expectation.py", "squares.stderr / (2 * root)", "squares.stderr / root", (BARS, COURT)),
+    Mutant("bars: replicates / R for / sqrt R", "estimates/replicates.py", "value.std(0) / math.sqrt(r)", "value.std(0) / r", ("tests/test_replicates.py",)),
+    Mutant("bars: quantile intervals halved", "estimates/quantiles.py", "stats.binom.ppf(t, e.numpy(), p)) for t in (0.025, 0.975)", "stats.binom.ppf(t, e.numpy(), p)) for t in (0.25, 0.75)", (BARS, COURT)),
+)
+
+
+def apply(mutant: Mutant, root: Path = ROOT) -> str:
+    """The mutant's file with the error in it."""
+    return mutant.applied((root / mutant.path).read_text(encoding="utf-8"))
+
+
+def copy_tree(to: Path) -> None:
+    skip = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, to / name, ignore=skip)
+        else:
+            shutil.copy(ROOT / name, to / name)
+
+
+def first_red(tests: Iterable[str], tree: Path) -> str | None:
+    """The first of the tests that fails in a tree, or None."""
+    env = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}  # two edits in a second would share a .pyc
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    red = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    return red[1].removeprefix("tests/") if red else f"pytest ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
+
+
+def trials(mutants: Iterable[Mutant], tree: Path) -> Iterator[tuple[Mutant, str | None, float]]:
+    """(mutant, first red test or None, seconds), each planted alone."""
+    for mutant in mutants:
+        sound = (tree / mutant.path).read_text(encoding="utf-8")
+        began = time.monotonic()
+        (tree / mutant.path).write_text(mutant.applied(sound), encoding="utf-8")
+        red = first_red(mutant.tests, tree)
+        (tree / mutant.path).write_text(sound, encoding="utf-8")
+        yield mutant, red, time.monotonic() - began
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser("mutants", help="plant known errors and see which test turns red")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only mutants whose name contains TEXT")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; 1 where a mutant survived, 2 where there is nothing to judge."""
+    chosen = [m for m in MUTANTS if args.only.lower() in m.name.lower()]
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        if not chosen or (red := first_red(sorted({t for m in chosen for t in m.tests}), tree)):
+            print(f"{red} is red without any mutant" if chosen else f"no mutant is called {args.only!r}")
+            return 2
+        print("| mutant | test that went red | s |\n|---|---|---|", flush=True)
+        survivors = 0
+        for mutant, red, seconds in trials(chosen, tree):
+            survivors += red is None
+            print(f"| {mutant.name} | {red or '**none: it survived**'} | {seconds:.0f} |", flush=True)
+    print(f"\n{len(chosen) - survivors} of {len(chosen)} mutants turned a test red, in {time.monotonic() - began:.0f} s")
+    return 1 if survivors else 0

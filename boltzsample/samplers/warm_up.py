@@ -1,0 +1,114 @@
+"""The warm-up of chains: step size all the time, the preconditioner at the end of each window, the number of leapfrogs once.
+
+Everything here happens in `fit`; what it leaves behind is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzsample.flags import flag
+from boltzsample.kernels import HMC
+from boltzsample.kernels.adapt import DualAveraging, Moments, efficiency, with_step
+from boltzsample.kernels.chains import Chains
+from boltzsample.progress import Progress
+from boltzsample.samplers.sampler import Run
+
+WARMUP_SHARE = 0.5  # of the budget
+DENSE_UP_TO = 128  # dimensions
+PILOT_L = 8  # leapfrogs while the pilot warms up
+MOST_LEAPFROGS = 64
+MOVES = 10  # transitions to judge a number of leapfrogs by
+WINDOWS = [(0.15, True), (0.2, True), (0.35, True), (0.3, False)]  # shares of the warm-up; does a new preconditioner follow?
+
+
+def until_stopped(chains: Chains, n: int, name: str, run: Run, share: float = 1.0) -> Iterator[Tensor]:
+    """n transitions, or as many as this share of the budget and the user allow; one is always made."""
+    for i, accept in enumerate(chains.steps(n, name)):
+        yield accept
+        if i + 1 < n and why_stop(chains, run, share):
+            return
+
+
+def why_stop(chains: Chains, run: Run, share: float = 1.0) -> str | None:
+    """The flag code that forbids one more transition, or None."""
+    one_more = sum(chains.kernel.price) * chains.state.log_p.numel()
+    return run.must_stop(spent(chains) + one_more, share)
+
+
+def spent(chains: Chains) -> int:
+    """Evaluations these chains have cost that are not in the ledger yet."""
+    return chains.rows * sum(chains.kernel.price) + chains.inits
+
+
+def account(run: Run, phase: str, chains: Chains) -> None:
+    """Write what these chains have cost into the ledger."""
+    a, b = chains.kernel.price
+    run.ledger.add(phase, (a, b), chains.rows)
+    run.ledger.add(phase, (1, 0) if b == 0 else (0, 1), chains.inits)
+
+
+def warm_up(chains: Chains, warmup: int, dense: bool | None, run: Run, bar: Progress) -> None:
+    """Adapt the chains in place and leave them with a frozen kernel and map."""
+    kernel: Any = chains.kernel
+    replicates = chains.state.x.shape[0]
+    h = kernel.h.to(chains.state.x).expand(replicates, 1).clone()
+    windows = WINDOWS if warmup >= 20 else [(1.0, False)]
+    for i, (share, metric) in enumerate(windows):
+        h, moments = _window(chains, h, max(1, round(share * warmup)), f"window {i}", _dense(dense, chains), run, bar)
+        if metric and moments.n > 0 and not why_stop(chains, run, WARMUP_SHARE):
+            chains.retune(with_step(kernel, h), moments.refine(chains.map))
+    chains.retune(with_step(kernel, h))
+    made = chains.rows // chains.state.log_p.numel()
+    if made < warmup - len(windows) and (why := why_stop(chains, run, WARMUP_SHARE)):
+        run.notes.append(flag(why, detail=f"{made} of {warmup} warm-up steps"))
+
+
+def _window(chains: Chains, h: Tensor, steps: int, name: str, dense: bool, run: Run, bar: Progress) -> tuple[Tensor, Moments]:
+    """Tune the step size from h (replicates, 1) on for some steps; its average, and the moments of the second half in z."""
+    kernel: Any = chains.kernel
+    tuner = DualAveraging.start(h)
+    moments = Moments.start(chains.state.x, dense and chains.state.x.shape[1] * steps > 20 * chains.state.x.shape[-1])
+    chains.retune(with_step(kernel, tuner.h))
+    for i, accept in enumerate(until_stopped(chains, steps, name, run, WARMUP_SHARE)):
+        tuner = tuner.update(accept, kernel.target_accept, harmonic=kernel.price[1] > 0)
+        chains.retune(with_step(kernel, tuner.h))
+        if i >= steps // 2:
+            moments = moments.update(chains.state.x)
+        bar.update(acceptance=accept.mean, evaluations=lambda: run.ledger.total + spent(chains))
+    return tuner.frozen, moments
+
+
+def _dense(dense: bool | None, chains: Chains) -> bool:
+    return chains.state.x.shape[-1] <= DENSE_UP_TO if dense is None else dense
+
+
+def best_leapfrogs(pilot: Chains, warmup: int, dense: bool | None, run: Run, bar: Progress) -> int:
+    """The number of leapfrogs L = 1, 2, 4, ... with the most effective draws for each gradient, on chains then forgotten."""
+    warm_up(pilot, warmup, dense, run, bar)
+    account(run, "pilot", pilot)
+    best, best_score, L = PILOT_L, -1.0, 1
+    while L <= MOST_LEAPFROGS and not run.must_stop(share=WARMUP_SHARE):
+        score = _score(pilot, L, run)
+        if score > best_score:
+            best, best_score = L, score
+        elif 2 * best < L:
+            break
+        L *= 2
+    return best
+
+
+def _score(pilot: Chains, L: int, run: Run) -> float:
+    kernel: HMC = pilot.kernel  # type: ignore[assignment]
+    trial = replace(pilot, kernel=replace(kernel, L=L), rows=0, inits=0)
+    path = [pilot.state.x]
+    for _ in trial.steps(MOVES, f"L {L}"):
+        path.append(trial.state.x)
+    account(run, "pilot", trial)
+    x = torch.stack(path)
+    return efficiency(x[:-1], x[1:]) / L

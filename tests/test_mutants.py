@@ -1,0 +1,35 @@
+"""The planted errors of benchmarks/mutants.py still fit the code, and the quickest are caught (all: `python -m benchmarks mutants`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.mutants import MUTANTS, ROOT, Mutant, apply, copy_tree, first_red, trials
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_every_mutant_still_fits(mutant: Mutant) -> None:
+    assert apply(mutant) != (ROOT / mutant.path).read_text()
+    assert all((ROOT / test).exists() for test in mutant.tests)
+
+
+def test_names_are_unique() -> None:
+    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
+
+
+def test_a_text_that_moved_is_an_error() -> None:
+    with pytest.raises(ValueError, match="occurs 0 times"):
+        Mutant("gone", "views.py", "no such line", "").applied("x = 1")
+
+
+def test_a_mutant_is_caught_and_its_tree_restored(tmp_path: Path) -> None:
+    copy_tree(tmp_path)
+    chosen = next(m for m in MUTANTS if m.name == "coin: NaN accepted")
+    before = (tmp_path / chosen.path).read_text()
+    coin = Mutant(chosen.name, chosen.file, chosen.old, chosen.new, ("tests/test_kernels.py::test_the_coin",))
+    ((_, red, _),) = trials([coin], tmp_path)
+    assert red == "test_kernels.py::test_the_coin"
+    assert (tmp_path / chosen.path).read_text() == before
+    assert first_red(coin.tests, tmp_path) is None
