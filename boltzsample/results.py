@@ -100,7 +100,7 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
     def log_z(self) -> Estimate:
         """log of the integral of exp log_prob; nan and untrusted, with the reason in its flags, where the method has none."""
         if self.replicates:
-            return combine([r.log_z() for r in self.replicates])
+            return evidence.combine_log_z([r.log_z() for r in self.replicates])
         return evidence.log_z(self.draws)
 
     # ---- the verdict ----

@@ -40,22 +40,17 @@ def test_other_path_or_seed_other_numbers(other: Stream) -> None:
 
 
 def test_order_and_interleaving_do_not_matter() -> None:
-    b = OTHERS[1]
-    alone, alone_b = A.rng().normal(6), b.rng().normal(6)
-    rng_b, rng = b.rng(), A.rng()
-    first_b, first = rng_b.normal(3), rng.normal(3)
-    second, second_b = rng.normal(3), rng_b.normal(3)
-    assert torch.equal(torch.cat([first, second]), torch.cat([rng_again.normal(3) for rng_again in [A.rng()] * 2]))
-    assert torch.equal(alone[:3], first) and torch.equal(alone_b[:3], first_b)
-    assert not torch.equal(second, second_b)
+    other = OTHERS[1]
+    a, b = A.rng(), other.rng()
+    b0, a0, a1, b1 = b.normal(3), a.normal(3), a.normal(3), b.normal(3)
+    again_b, again_a = other.rng(), A.rng()
+    assert [again_a.normal(3).tolist() for _ in range(2)] == [a0.tolist(), a1.tolist()]
+    assert [again_b.normal(3).tolist() for _ in range(2)] == [b0.tolist(), b1.tolist()]
 
 
 def test_the_hash_is_stable() -> None:
     """A saved seed must give the same streams in later versions: the key is part of the format."""
-    assert Stream(0, ("starts", "replicate", 3)).rng().generator.initial_seed() == GOLDEN
-
-
-GOLDEN = 0
+    assert Stream(0, ("starts", "replicate", 3)).rng().generator.initial_seed() == 3138259849198173024
 
 
 def test_rng_has_the_dtype_asked_for() -> None:
@@ -63,7 +58,7 @@ def test_rng_has_the_dtype_asked_for() -> None:
         rng = A.rng(dtype)
         assert rng.normal(2, 3).dtype == dtype and rng.normal(2, 3).shape == (2, 3)
         u = rng.uniform(10_000)
-        assert u.dtype == dtype and 0 <= float(u.min()) and float(u.max()) < 1
+        assert u.dtype == dtype and float(u.min()) >= 0 and float(u.max()) < 1
 
 
 def test_streams_are_independent() -> None:
@@ -100,8 +95,13 @@ def test_a_block_of_noise_is_about_2_to_18(dim: int) -> None:
 
 
 def _global_state() -> list[Any]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    torch_modes = [torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()]
+    name, keys, *rest = np.random.get_state()
+    torch_modes = [
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+    ]
     return [
         torch.get_rng_state().tolist(),
         (name, keys.tolist(), rest),

@@ -9,6 +9,8 @@ used to judge.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -92,14 +94,14 @@ def _laplace_draws(
         spent += rows
         if hill.proper:
             x = hill.draw(rng.normal(-(-len(reached) // len(leaders)), target.dim))
-            draws.append(x[target.log_prob(x) > hill.log_p - _window(target)])
+            draws.append(x[target.log_prob(x) > hill.log_p - target.dim / 2 - _window(target)])
             asked += len(x)
     return torch.cat(draws), (asked, spent)
 
 
 def _window(target: Target) -> float:
-    """How far below the best a point may lie, in nats: a typical set lies about dim / 2 below its mode."""
-    return 20.0 + 2.0 * target.dim
+    """How far below the typical ones a point may lie, in nats: log_p of a Gaussian spreads by sqrt(dim / 2)."""
+    return 10.0 + 4.0 * math.sqrt(target.dim / 2)
 
 
 def _widened(points: Tensor) -> Diagonal | Dense:
