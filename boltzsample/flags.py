@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
     "NO_GRADIENT": Kind("info", "the density has no gradient, so a random walk was used", "give a gradient for far faster mixing"),
     # chains
     "RHAT": Kind("caution", "split R-hat says that the chains disagree", "run longer (n=) or use a method that crosses between modes"),
-    "NESTED_RHAT": Kind("untrusted", "chains from different starts have different means", "run longer, or use tempering, smc or a flow to cross between modes"),
+    "NESTED_RHAT": Kind("untrusted", "chains from different starts have different means", "run longer; between far modes no run of local moves is long enough"),
     "ESS_LOW": Kind("caution", "few effectively independent draws", "increase n"),
     "TAU_UNRESOLVED": Kind("caution", "chains too short to measure their own autocorrelation", "use 8 chains or more, or 50 autocorrelation times a chain"),
     "TAU_FLOORED": Kind("info", "chains look antithetic; the autocorrelation time was floored", "nothing: the error bar is conservative"),
@@ -51,8 +51,8 @@ KINDS: dict[str, Kind] = {
     "DUPLICATE_STREAM": Kind("untrusted", "some chains are exact copies of others", "give every chain its own random numbers"),
     "STUCK_CHAIN": Kind("untrusted", "some chains never moved", "look at the density near result.draws.x of the stuck chains; try a smaller step or other starts"),
     "SAME_STARTS": Kind("caution", "all chains started from the same point, so no start could disagree", "leave starts=None (wide source) or pass dispersed starts"),
-    "FEW_SWITCHES": Kind("untrusted", "chains hardly ever switch between the event and its complement, so this weight repeats the starts", "use tempering, smc or a flow to cross between modes"),
-    "DIVERGENCES": Kind("caution", "trajectories diverged: a region of high curvature is under-visited", "reparametrize, or use latent-mcmc"),
+    "FEW_SWITCHES": Kind("untrusted", "chains hardly ever switch between the event and its complement, so this weight repeats the starts", "read probabilities inside one mode only; local moves cannot weigh far modes"),
+    "DIVERGENCES": Kind("caution", "trajectories diverged: a region of high curvature is under-visited", "reparametrize (for a funnel, x = exp(v / 2) z), or read quantiles away from it only"),
     "DRIFT": Kind("untrusted", "the first and second half of the chains differ: not stationary", "increase warmup or n"),
     "START_MEMORY": Kind("untrusted", "chain means still depend on where the chains started", "increase warmup or n"),
     "UNADJUSTED": Kind("caution", "the kernel has a discretization bias that no error bar covers", "use its Metropolis-adjusted relative"),
@@ -66,15 +66,15 @@ KINDS: dict[str, Kind] = {
     "EXTREME_QUANTILE": Kind("caution", "fewer than 20 effective draws lie beyond the quantile", "increase n, or ask for a less extreme quantile"),
     "NO_ERROR_BAR": Kind("untrusted", "too few independent units for any error bar", "use more chains"),
     # weights
-    "KHAT_W": Kind("caution", "the weights have a heavy tail: a few unseen draws could change the result", "use a wider proposal (defensive mixture), more draws, or smc"),
+    "KHAT_W": Kind("caution", "the weights have a heavy tail: a few unseen draws could change the result", "use a wider proposal (defensive mixture), or more draws"),
     "KHAT_F": Kind("caution", "weight times f has a heavy tail", "use a proposal wider where f is large, or ask for a bounded function"),
     "CONCENTRATION": Kind("caution", "a single draw carries much of the error bar", "increase n, or use a wider proposal"),
     "BAD_WEIGHTS": Kind("untrusted", "all weights are zero, or some are NaN or infinite", "check log_weight and the overlap of proposal and target"),
     "LOG_Z_SPREAD": Kind("caution", "the weights vary too much for the interval of log Z", "increase n, or use a closer proposal"),
-    "NO_LOG_Z": Kind("untrusted", "this method does not estimate log Z", "use smc, ais, tempering, flow-is or a bridge"),
+    "NO_LOG_Z": Kind("untrusted", "this method does not estimate log Z", "give weighted draws of a proposal you know: bz.Draws.from_arrays(x, log_prob, log_weight)"),
     # global
     "SINGLE_WITNESS": Kind("caution", "no second, independent look confirmed that no mode is missing", "leave witness=True, or pass modes="),
-    "WITNESS_CONFLICT": Kind("untrusted", "a second, independent look found mass that the draws miss", "add the reported points to starts=, or use tempering or smc"),
+    "WITNESS_CONFLICT": Kind("untrusted", "a second, independent look found mass that the draws miss", "add the reported points to starts=; weights of far modes stay unknown to local moves"),
     "SE_MISCALIBRATED": Kind("caution", "replicates disagree by more than their own error bars; the spread of the replicates is used", "run longer"),
     # run
     "INTERRUPTED": Kind("untrusted", "the run was interrupted; what was drawn until then is returned", "run it again"),

@@ -96,20 +96,13 @@ def test_a_block_of_noise_is_about_2_to_18(dim: int) -> None:
 
 def _global_state() -> list[Any]:
     name, keys, *rest = np.random.get_state()
-    torch_modes = [
-        torch.get_default_dtype(),
-        torch.is_grad_enabled(),
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-    ]
     return [
         torch.get_rng_state().tolist(),
         (name, keys.tolist(), rest),
         random.getstate(),
-        torch_modes,
-        torch.is_inference_mode_enabled(),
-        signal.getsignal(signal.SIGINT),
-        signal.getsignal(signal.SIGTERM),
+        (torch.get_default_dtype(), torch.get_num_threads()),
+        (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled()),
+        (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)),
     ]
 
 
