@@ -98,6 +98,13 @@ def test_an_ascent_stays_inside_the_support() -> None:
     assert bool(top.log_p.isfinite().all()) and not bool(top.converged.any()) and float(top.x.min()) > 0.9
 
 
+def test_an_ascent_ends_above_its_ceiling() -> None:
+    x = points(16, 3, 1e3)
+    top = ascend(normal(3), x, reach=10.0, rounds=60, ceiling=-50.0)
+    assert bool((top.log_p > -50).all()) and not bool(top.converged.all())
+    assert top.rows < ascend(normal(3), x, reach=10.0, rounds=60).rows
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_at_the_top_already(dtype: torch.dtype) -> None:
     counted = Counted(normal())

@@ -236,9 +236,7 @@ def test_wrong_shapes_of_constrained_starts(support: Any, starts: list[float]) -
 
 def test_modes_widen_the_source() -> None:
     """A mode that no search finds: sd .001, 40 sd away."""
-    hidden = bz.from_log_prob(
-        lambda x: torch.logaddexp(normal_log_prob(x), normal_log_prob((x - 40) * 1e3) + 2 * math.log(1e3)), dim=2
-    )
+    hidden = bz.from_log_prob(lambda x: torch.logaddexp(normal_log_prob(x), normal_log_prob((x - 40) * 1e3) + 2 * math.log(1e3)), dim=2)
     without, told = source(hidden), source(hidden, modes=torch.full((1, 2), 40.0, dtype=torch.float64))
     assert without.reached is not None and told.reached is not None
     assert float(without.reached.max()) < 30 and float(told.reached.max()) > 39.9

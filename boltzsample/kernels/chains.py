@@ -7,8 +7,8 @@ chunk by chunk (whole lanes); everything that happened is metered inside the ste
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from boltzsample.kernels.kernel import Kernel, Noise
 from boltzsample.streams import LANE, Stream, block_steps
 from boltzsample.target import Target
 from boltzsample.views import Pullback
-
-T = TypeVar("T")
 
 
 class Meter(NamedTuple):
@@ -53,6 +51,23 @@ def advance(kernel: Kernel, target: Target, state: Any, meter: Meter, noise: Noi
     return state, meter, info.accept_prob
 
 
+class Path(NamedTuple):
+    """A few transitions: positions in z (k, *batch, dim), log_prob in z and acceptance probabilities (k, *batch)."""
+
+    x: Tensor
+    log_p: Tensor
+    accept_prob: Tensor
+
+
+def travel(kernel: Kernel, target: Target, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Path]:
+    """As many transitions as the noise (k, *batch, ...) has. This is what is compiled: one graph for all k."""
+    steps = []
+    for t in range(noise.uniform.shape[0]):
+        state, meter, accept = advance(kernel, target, state, meter, Noise(*(part[t] for part in noise)))
+        steps.append(Path(state.x, state.log_p, accept))
+    return state, meter, Path(*(part[0][None] if len(part) == 1 else torch.stack(part) for part in zip(*steps, strict=True)))
+
+
 @dataclass
 class Chains:
     """A batch of chains: `state` in z (replicates, chains, ...), `kernel` and `map` of this moment, and the `meter`."""
@@ -64,7 +79,7 @@ class Chains:
     meter: Meter
     backend: Backend
     stream: Stream
-    stepper: Stepper[tuple[Any, Meter, Tensor]]
+    stepper: Stepper[tuple[Any, Meter, Path]]
     rows: int = 0  # transitions made, counted in chains
     inits: int = 0  # states initialized, counted in chains
     split: bool = False
@@ -73,7 +88,7 @@ class Chains:
     def start(target: Target, kernel: Kernel, map: Any, x: Tensor, backend: Backend, stream: Stream, transitions: int) -> Chains:
         """Chains at x (replicates, chains, dim), about to make that many transitions."""
         z = map.pull(x)
-        stepper = backend.stepper(advance, transitions)
+        stepper = backend.stepper(travel, transitions)
         chains = Chains(target, kernel, map, None, Meter.zeros(z), backend, stream, stepper)
         return chains._init(z)
 
@@ -107,13 +122,25 @@ class Chains:
         self.meter = Meter.zeros(self.state.x)
 
     def steps(self, n: int, name: str) -> Iterator[Tensor]:
-        """Make n transitions with the noise called `name`; yields each one's acceptance probabilities (replicates, chains)."""
+        """Make n transitions one by one; yields each one's acceptance probabilities (replicates, chains)."""
+        for path in self.strides(n, name, 1):
+            yield path.accept_prob[0]
+
+    def strides(self, n: int, name: str, k: int) -> Iterator[Path]:
+        """Make n transitions with the noise called `name`, k at a time where they are compiled and still left, else one by one."""
         dim = self.state.x.shape[-1]
         for block in range(-(-n // block_steps(dim))):
-            noise = self._noise(name, block)
-            for t in range(min(block_steps(dim), n - block * block_steps(dim))):
-                yield self._step(Noise(*(part[t] for part in noise)))
+            noise, t = self._noise(name, block), 0
+            end = min(block_steps(dim), n - block * block_steps(dim))
+            while t < end:
+                stride = self.stride(k) if t + k <= end else 1
+                yield self._stride(Noise(*(part[t : t + stride] for part in noise)))
+                t += stride
             self.check()
+
+    def stride(self, k: int) -> int:
+        """k where transitions are compiled, else 1: a graph of several pays, a loop of several only delays."""
+        return k if self.stepper.compiled else 1
 
     def check(self) -> None:
         """Raise PositiveInfinityError where a proposal had log_prob = +inf."""
@@ -134,16 +161,14 @@ class Chains:
     def _noise(self, name: str, block: int) -> Noise:
         """A block of noise, (steps, replicates, chains, ...): one generator for each replicate, lane and block."""
         replicates, chains, dim = self.state.x.shape
-        parts = [
-            [self._lane(name, r, lane, block, dim) for lane in range(-(-chains // LANE))] for r in range(replicates)
-        ]
+        parts = [[self._lane(name, r, lane, block, dim) for lane in range(-(-chains // LANE))] for r in range(replicates)]
         return Noise(*(torch.stack([torch.cat(lanes, 1)[:, :chains] for lanes in rows], 1) for rows in _transpose(parts)))
 
     def _lane(self, name: str, replicate: int, lane: int, block: int, dim: int) -> Noise:
         stream = self.stream.child(name, "replicate", replicate, "lane", lane, "block", block)
         return self.kernel.draw(stream.rng(self.backend.dtype, self.backend.device), (block_steps(dim), LANE), dim)
 
-    def _step(self, noise: Noise) -> Tensor:
+    def _stride(self, noise: Noise) -> Path:
         while True:
             try:
                 pieces = [self._move(part, noise) for part in self._chunks()]
@@ -153,14 +178,13 @@ class Chains:
                 if smaller is None:
                     raise
                 self.backend, self.split = smaller, True
-        self.state, self.meter, accept = pieces[0] if len(pieces) == 1 else _join(pieces)
-        self.rows += accept.numel()
-        return accept
+        self.state, self.meter, path = pieces[0] if len(pieces) == 1 else _join(pieces)
+        self.rows += path.accept_prob.numel()
+        return path
 
-    def _move(self, part: slice, noise: Noise) -> tuple[Any, Meter, Tensor]:
-        state = type(self.state)(*(s[:, part] for s in self.state))
-        meter = Meter(*(m[:, part] for m in self.meter))
-        here = Noise(*(n[:, part] for n in noise))
+    def _move(self, part: slice, noise: Noise) -> tuple[Any, Meter, Path]:
+        state, meter = type(self.state)(*(s[:, part] for s in self.state)), Meter(*(m[:, part] for m in self.meter))
+        here = Noise(*(n[:, :, part] for n in noise))
         return self.stepper(self.kernel, Pullback(self.target, self.map), state, meter, here)
 
     def _chunks(self) -> list[slice]:
@@ -175,13 +199,8 @@ def _transpose(parts: list[list[Noise]]) -> Iterator[list[tuple[Tensor, ...]]]:
         yield [tuple(lane[field_index] for lane in row) for row in parts]
 
 
-def _join(pieces: list[tuple[Any, Meter, Tensor]]) -> tuple[Any, Meter, Tensor]:
-    states, meters, accepts = zip(*pieces, strict=True)
+def _join(pieces: list[tuple[Any, Meter, Path]]) -> tuple[Any, Meter, Path]:
+    states, meters, paths = zip(*pieces, strict=True)
     state = type(states[0])(*(torch.cat(s, 1) for s in zip(*states, strict=True)))
-    return state, Meter(*(torch.cat(m, 1) for m in zip(*meters, strict=True))), torch.cat(accepts, 1)
-
-
-def widen(obj: T, index: int) -> T:
-    """The tuned tensors of replicate `index` alone, for a frozen dataclass whose tensor fields lead with replicates."""
-    changes = {f.name: v[index : index + 1] for f in fields(obj) if isinstance(v := getattr(obj, f.name), Tensor) and v.ndim}  # type: ignore[arg-type]
-    return replace(obj, **changes)  # type: ignore[type-var]
+    meter = Meter(*(torch.cat(m, 1) for m in zip(*meters, strict=True)))
+    return state, meter, Path(*(torch.cat(p, 2) for p in zip(*paths, strict=True)))

@@ -18,7 +18,7 @@ from boltzsample.draws import Draws
 from boltzsample.estimates.stationarity import nested_rhat
 from boltzsample.flags import Flag, flag
 from boltzsample.kernels import HMC, RandomWalk
-from boltzsample.kernels.chains import Chains
+from boltzsample.kernels.chains import Chains, Path
 from boltzsample.kernels.langevin import ULA
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.progress import Progress
@@ -27,6 +27,7 @@ from boltzsample.samplers.warm_up import PILOT_L, account, best_leapfrogs, spent
 from boltzsample.target import Target
 
 PILOT_CHAINS = 64
+STRIDE = 4  # transitions a compiled graph makes while sampling
 MIN_DRAWS = 16  # per chain: enough for the tests of stationarity
 
 
@@ -81,8 +82,8 @@ class MCMC(Sampler):
         x = self.positions if going_on and self.positions is not None else starts
         with run.progress.phase("sampling", settle + keep * self.thin) as bar:
             chains = _chains(target, kernel, map, x, run, "sampling", settle + keep * self.thin)
-            for accept in until_stopped(chains, settle, "settle", run):
-                bar.update(acceptance=accept.mean)
+            for path in until_stopped(chains, settle, "settle", run):
+                bar.update(acceptance=path.accept_prob.mean)
             chains.forget()
             trace = _Trace.empty(chains, keep)
             try:
@@ -96,11 +97,13 @@ class MCMC(Sampler):
 
     def _record(self, chains: Chains, trace: _Trace, run: Run, bar: Progress) -> None:
         group = run.starts.groups(self.chains)
-        for t, accept in enumerate(until_stopped(chains, trace.x.shape[2] * self.thin, "draw", run)):
-            if (t + 1) % self.thin == 0:
-                trace.add(chains)
+        for path in until_stopped(chains, len(trace.x) * self.thin, "draw", run, stride=STRIDE):
+            trace.add(path, chains.map, self.thin)
             bar.update(
-                acceptance=accept.mean, evaluations=lambda: run.ledger.total + spent(chains), stationarity=lambda: trace.rhat(group)
+                len(path.x),
+                acceptance=path.accept_prob.mean,
+                evaluations=lambda: run.ledger.total + spent(chains),
+                stationarity=lambda: trace.rhat(group),
             )
 
     def _default_kernel(self, target: Target, run: Run) -> Any:
@@ -126,51 +129,63 @@ class MCMC(Sampler):
         return kernel, self.map if self.map is not None else run.starts.first_map(run.backend, target.dim)
 
     def _draws(self, chains: Chains, trace: _Trace, starts: Tensor, run: Run) -> Draws:
-        moves, dim = chains.meter.moves, starts.shape[-1]
-        steps = max(trace.kept * self.thin, 1)
+        x, log_p = trace.units()
+        moves = chains.meter.moves
         return Draws(
-            x=trace.x[:, :, : trace.kept].reshape(-1, trace.kept, dim),
-            log_prob=trace.log_p[:, :, : trace.kept].reshape(-1, trace.kept),
-            starts=starts.reshape(-1, dim),
+            x=x,
+            log_prob=log_p,
+            starts=starts.flatten(0, 1),
             group=run.starts.groups(self.chains).repeat(run.replicates),
             moves=moves.reshape(-1).cpu(),
             bad_x=chains.bad_points(),
-            flags=_flags(chains, trace, self.thin, run),
-            acceptance=float(moves.double().mean()) / steps,
+            flags=_flags(chains, trace, run),
+            acceptance=float(moves.double().mean()) / max(trace.made, 1),
         )
 
 
 @dataclass
 class _Trace:
-    """Draws kept so far: x (replicates, chains, draws, dim), log_p (replicates, chains, draws), of which `kept` are filled."""
+    """Draws kept so far: x (draws, replicates, chains, dim) and log_p (draws, replicates, chains), of which `kept` are filled."""
 
     x: Tensor
     log_p: Tensor
+    made: int = 0  # transitions
     kept: int = 0
 
     @staticmethod
     def empty(chains: Chains, draws: int) -> _Trace:
         replicates, n, dim = chains.state.x.shape
-        x = torch.empty(replicates, n, draws, dim, dtype=chains.state.x.dtype, device=chains.state.x.device)
-        return _Trace(x, x.new_empty(replicates, n, draws))
+        x = torch.empty(draws, replicates, n, dim, dtype=chains.state.x.dtype, device=chains.state.x.device)
+        return _Trace(x, x.new_empty(draws, replicates, n))
 
-    def add(self, chains: Chains) -> None:
-        self.x[:, :, self.kept], self.log_p[:, :, self.kept] = chains.x, chains.log_prob
-        self.kept += 1
+    def add(self, path: Path, map: Diagonal | Dense, thin: int) -> None:
+        """Keep every thin-th point of the path, in x."""
+        first = (thin - 1 - self.made) % thin
+        self.made += len(path.x)
+        z, log_p = path.x[first::thin], path.log_p[first::thin]
+        new = slice(self.kept, self.kept + len(z))
+        self.x[new], log_det = map.push(z)
+        self.log_p[new] = log_p - log_det
+        self.kept = new.stop
+
+    def units(self) -> tuple[Tensor, Tensor]:
+        """What was kept as (units, draws, dim) and (units, draws), replicate after replicate."""
+        x, log_p = self.x[: self.kept].flatten(1, 2), self.log_p[: self.kept].flatten(1, 2)
+        return x.transpose(0, 1).contiguous(), log_p.T.contiguous()
 
     def rhat(self, group: Tensor) -> float:
         """Nested R-hat of log_prob so far in the first replicate: for the progress bar."""
-        return float(nested_rhat(self.log_p[0, :, : self.kept, None].double().cpu(), group)[0])
+        return float(nested_rhat(self.log_p[: self.kept, 0].T[..., None].double().cpu(), group)[0])
 
 
 def _chains(target: Target, kernel: Any, map: Any, x: Tensor, run: Run, name: str, steps: int) -> Chains:
     return Chains.start(target, kernel, map, x, run.backend, run.stream.child("mcmc", name), steps)
 
 
-def _flags(chains: Chains, trace: _Trace, thin: int, run: Run) -> tuple[Flag, ...]:
+def _flags(chains: Chains, trace: _Trace, run: Run) -> tuple[Flag, ...]:
     """What the chains themselves have to say: about the density, the kernel, the memory, the budget."""
     flags = []
-    made = max(trace.kept * thin * chains.state.log_p.numel(), 1)
+    made = max(trace.made * chains.state.log_p.numel(), 1)
     nan, diverged = int(chains.meter.nan.sum()), int(chains.meter.divergent.sum())
     if nan:
         share = nan / made
@@ -182,6 +197,6 @@ def _flags(chains: Chains, trace: _Trace, thin: int, run: Run) -> tuple[Flag, ..
         flags.append(flag("UNADJUSTED"))
     if chains.split:
         flags.append(flag("OOM_SPLIT", detail=f"{chains.backend.chunk} lanes at a time"))
-    if trace.kept < trace.x.shape[2] and (why := why_stop(chains, run)):
-        flags.append(flag(why, detail=f"{trace.kept} of {trace.x.shape[2]} draws a chain"))
+    if trace.kept < len(trace.x) and (why := why_stop(chains, run, stride=STRIDE)):
+        flags.append(flag(why, detail=f"{trace.kept} of {len(trace.x)} draws a chain"))
     return tuple(flags)

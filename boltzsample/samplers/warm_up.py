@@ -15,7 +15,7 @@ from torch import Tensor
 from boltzsample.flags import flag
 from boltzsample.kernels import HMC
 from boltzsample.kernels.adapt import DualAveraging, Moments, efficiency, with_step
-from boltzsample.kernels.chains import Chains
+from boltzsample.kernels.chains import Chains, Path
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run
 
@@ -27,17 +27,18 @@ MOVES = 10  # transitions to judge a number of leapfrogs by
 WINDOWS = [(0.15, True), (0.2, True), (0.35, True), (0.3, False)]  # shares of the warm-up; does a new preconditioner follow?
 
 
-def until_stopped(chains: Chains, n: int, name: str, run: Run, share: float = 1.0) -> Iterator[Tensor]:
-    """n transitions, or as many as this share of the budget and the user allow; one is always made."""
-    for i, accept in enumerate(chains.steps(n, name)):
-        yield accept
-        if i + 1 < n and why_stop(chains, run, share):
+def until_stopped(chains: Chains, n: int, name: str, run: Run, share: float = 1.0, stride: int = 1) -> Iterator[Path]:
+    """n transitions, or as many as this share of the budget and the user allow; one stride is always made."""
+    goal = chains.rows + n * chains.state.log_p.numel()
+    for path in chains.strides(n, name, stride):
+        yield path
+        if chains.rows < goal and why_stop(chains, run, share, stride):
             return
 
 
-def why_stop(chains: Chains, run: Run, share: float = 1.0) -> str | None:
-    """The flag code that forbids one more transition, or None."""
-    one_more = sum(chains.kernel.price) * chains.state.log_p.numel()
+def why_stop(chains: Chains, run: Run, share: float = 1.0, stride: int = 1) -> str | None:
+    """The flag code that forbids one more stride, or None."""
+    one_more = chains.stride(stride) * sum(chains.kernel.price) * chains.state.log_p.numel()
     return run.must_stop(spent(chains) + one_more, share)
 
 
@@ -75,12 +76,12 @@ def _window(chains: Chains, h: Tensor, steps: int, name: str, dense: bool, run: 
     tuner = DualAveraging.start(h)
     moments = Moments.start(chains.state.x, dense and chains.state.x.shape[1] * steps > 20 * chains.state.x.shape[-1])
     chains.retune(with_step(kernel, tuner.h))
-    for i, accept in enumerate(until_stopped(chains, steps, name, run, WARMUP_SHARE)):
-        tuner = tuner.update(accept, kernel.target_accept, harmonic=kernel.price[1] > 0)
+    for i, path in enumerate(until_stopped(chains, steps, name, run, WARMUP_SHARE)):
+        tuner = tuner.update(path.accept_prob[0], kernel.target_accept, harmonic=kernel.price[1] > 0)
         chains.retune(with_step(kernel, tuner.h))
         if i >= steps // 2:
             moments = moments.update(chains.state.x)
-        bar.update(acceptance=accept.mean, evaluations=lambda: run.ledger.total + spent(chains))
+        bar.update(acceptance=path.accept_prob.mean, evaluations=lambda: run.ledger.total + spent(chains))
     return tuner.frozen, moments
 
 
