@@ -1,4 +1,4 @@
-"""Gradient ascent of many points at once: batched L-BFGS with backtracking.
+"""Ascent of many points at once: batched L-BFGS with backtracking, and an evolution strategy where there is no gradient.
 
 Each point keeps its own memory of the last pairs s = x' - x, y = -(g' - g); the direction is r = H g by the two-loop recursion
 (Nocedal 1980, Math. Comp. 35, 773; Nocedal & Wright 2006, algorithm 7.4). Each round asks the density once at every point that
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from boltzsample.streams import Rng
 from boltzsample.target import Target, log_prob_and_grad
 
 MEMORY = 10
@@ -55,7 +56,7 @@ class _Climb:
         self.r[who] = torch.where(bare[:, None], steepest, r)
         self.t[who] = 1.0
         gain = (self.r[who] * g).sum(-1)
-        self.converged[who] = (~bare & (gain < DECREMENT)) | (g == 0).all(-1)
+        self.converged[who] = (~bare & (gain < DECREMENT)) | (g.abs() < torch.finfo(g.dtype).tiny ** 0.5).all(-1)
 
 
 def ascend(target: Target, x: Tensor, *, reach: Tensor | float, rounds: int, ceiling: float = torch.inf) -> Ascent:
@@ -88,13 +89,29 @@ def ascend(target: Target, x: Tensor, *, reach: Tensor | float, rounds: int, cei
     return Ascent(state.x, state.log_p, state.grad, state.converged, rows)
 
 
+def evolve(target: Target, x: Tensor, *, reach: Tensor, rng: Rng, rounds: int) -> Tensor:
+    """Climb from x (n, dim) without a gradient: each point tries y = x + s xi / sqrt(dim) and moves if log_prob rises, `rounds` times.
+
+    The (1+1) evolution strategy with the one-fifth success rule (Rechenberg 1973; Kern et al. 2004, Natural Computing 3, 77,
+    section 2): s grows by 1.5 on success and shrinks by 1.5^(-1/4) on failure, so it stays where a fifth succeed.
+    """
+    log_p, s = target.log_prob(x), reach.clone()
+    for _ in range(rounds):
+        y = x + s[:, None] * rng.normal(*x.shape) / x.shape[-1] ** 0.5
+        log_p_y = target.log_prob(y)
+        up = log_p_y > log_p
+        x, log_p = torch.where(up[:, None], y, x), torch.where(up, log_p_y, log_p)
+        s = s * torch.where(up, 1.5, 1.5**-0.25)
+    return x
+
+
 def _round(target: Target, c: _Climb, who: Tensor) -> None:
     trial = c.x[who] + c.t[who, None] * c.r[who]
     log_p, grad = log_prob_and_grad(target, trial)
     slope = (c.r[who] * c.grad[who]).sum(-1)
     noise = 1e-14 * c.log_p[who].abs()  # a gain that rounding hides is a gain all the same
     good = (log_p >= c.log_p[who] + ARMIJO * c.t[who] * slope - noise) & log_p.isfinite() & grad.isfinite().all(-1)
-    c.t[who] *= torch.where(good, 1.0, 0.3)
+    c.t[who] = torch.where(good, c.t[who], 0.3 * c.t[who])
     won, kept = who[good], good.nonzero()[:, 0]
     _remember(c, won, trial[kept] - c.x[won], c.grad[won] - grad[kept])
     c.x[won], c.log_p[won], c.grad[won] = trial[kept], log_p[kept], grad[kept]

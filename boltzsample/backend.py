@@ -45,7 +45,7 @@ def make_backend(
 ) -> Backend:
     """A Backend from what the user said. Defaults: CPU; float64 on CPU, float32 on CUDA.
 
-    Raises DeviceError, DtypeError.
+    Raises DeviceError, DtypeError, ValueError.
     """
     where = torch.device("cpu" if device is None else device)
     if where.type == "cuda" and not torch.cuda.is_available():
@@ -53,6 +53,10 @@ def make_backend(
     what = dtype or (torch.float64 if where.type == "cpu" else torch.float32)
     if what not in (torch.float32, torch.float64):
         raise DtypeError(f"dtype is {what}; wanted torch.float32 or torch.float64")
+    if compile not in (True, False, "auto"):
+        raise ValueError(f'compile is {compile!r}; wanted True, False or "auto"')
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"chunk is {chunk!r}; wanted a number of lanes of 64 chains, 1 or more, or None for all at once")
     return Backend(where, what, compile, chunk)
 
 
@@ -73,9 +77,13 @@ class Stepper(Generic[T]):
             raise
         except Exception as error:  # whatever the compiler could not do, eager can; the user's own error comes again from there
             result = self.eager(*args)
-            log.warning("torch.compile failed (%s); running eagerly", str(error).strip().splitlines()[0][:200])
+            log.warning("torch.compile failed (%s); running eagerly", _first_line(error))
             self.compiled, self._call = False, self.eager
             return result
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def compile_whole(fn: Callable[..., T]) -> Callable[..., T]:

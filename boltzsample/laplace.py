@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from boltzsample.target import Target
+from boltzsample.target import Target, log_prob_and_grad
 
 GAIN = 1e-6
 NEWTON = 5
@@ -50,7 +50,7 @@ def laplace(target: Target, x: Tensor, log_p: Tensor, scale: Tensor) -> tuple[La
     for _ in range(NEWTON):
         if hill.proper or step is None:
             break
-        better = target.log_prob(step)
+        better, _ = log_prob_and_grad(target, step)
         rows += 1
         if not bool(better > hill.log_p):
             break
@@ -78,12 +78,14 @@ def _laplace(target: Target, x: Tensor, log_p: Tensor, scale: Tensor) -> tuple[L
 
 def distinct(x: Tensor, log_p: Tensor, scale: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Group points (n, dim) that are within .05 sqrt(dim) scales of a better one: the best of each group (k <= most) as indices,
-    and each point's group (n), -1 where there were too many groups."""
+    and each point's group (n), -1 where there were too many groups or log_p is -inf."""
     group = torch.full((len(x),), -1, device=x.device)
     leaders: list[Tensor] = []
     near = 0.05 * math.sqrt(x.shape[-1])
     while len(leaders) < most and bool((group < 0).any()):
         best = torch.where(group < 0, log_p, -torch.inf).argmax()
+        if not bool(log_p[best] > -torch.inf) or int(group[best]) >= 0:
+            break
         close = ((x - x[best]) / scale).norm(dim=-1) < near
         close[best] = True
         group = torch.where((group < 0) & close, len(leaders), group)

@@ -15,7 +15,7 @@ from torch import Tensor
 from boltzsample import registry
 from boltzsample.backend import Backend, make_backend
 from boltzsample.draws import Draws
-from boltzsample.errors import InitFailed
+from boltzsample.errors import InitFailed, ShapeError
 from boltzsample.flags import Flag, flag
 from boltzsample.preflight import check_gradient, check_interface
 from boltzsample.progress import Interrupt, Progress
@@ -138,38 +138,60 @@ def _starts(
     points = stream.child("preflight").rng(backend.dtype, backend.device).normal(8, target.dim)
     seen = check_interface(target, points)
     ledger.add("preflight", (seen.log_prob_rows, seen.grad_rows))
-    given = None if starts is None else _located("starts", starts, target, backend)
-    known = None if modes is None else _located("modes", modes, target, backend)
+    given = None if starts is None else _located("starts", starts, target, backend, ledger)
+    known = None if modes is None else _located("modes", modes, target, backend, ledger)
     affordable = budget.evaluations is None or budget.evaluations >= 2 * SEARCH_PRICE
     if given is None and not affordable:
         raise ValueError(
             f"budget is {budget.evaluations} evaluations, and the search for starts alone may take {SEARCH_PRICE}; "
             f"wanted at least {2 * SEARCH_PRICE}, or starts="
         )
-    source = Starts(None, has_gradient=seen.has_gradient)
+    source = Starts(None, given=given, has_gradient=seen.has_gradient)
     if given is None or (witness and affordable):
-        source = wide_source(target, backend, stream, gradient=seen.has_gradient, modes=known)
-        ledger.add("starts", source.rows)
-    source = replace(source, given=given)
+        source = _searched(target, source, known, backend, stream, ledger)
     if seen.has_gradient:
         checked = check_gradient(target, _some_starts(source, given))
         ledger.add("preflight", (checked.log_prob_rows, checked.grad_rows))
     return source
 
 
-def _located(name: str, points: Any, target: Target, backend: Backend) -> Tensor:
-    """The user's points in the sampler's space (k, dim)."""
+def _searched(target: Target, source: Starts, modes: Tensor | None, backend: Backend, stream: Stream, ledger: Ledger) -> Starts:
+    """The source with the wide base; without it where only the witness asked for one and there is none to be found."""
+    try:
+        wide = wide_source(target, backend, stream, gradient=source.has_gradient, modes=modes)
+    except InitFailed:
+        if source.given is None:
+            raise
+        return source
+    ledger.add("starts", wide.rows)
+    return replace(wide, given=source.given)
+
+
+def _located(name: str, points: Any, target: Target, backend: Backend, ledger: Ledger) -> Tensor:
+    """The user's points in the sampler's space (k, dim). Raises ShapeError, InitFailed."""
+    points = torch.as_tensor(points).detach().to(backend.device, backend.dtype)
     pull = getattr(target, "pull", None)
-    if pull is not None:
-        points = pull(torch.as_tensor(points).to(backend.device, backend.dtype))
-    x = user_starts(name, points, target.dim, backend)
+    x = user_starts(name, points if pull is None else _pulled(name, points, pull), target.dim)
     good = target.log_prob(x).isfinite()
+    ledger.add("starts", (len(x), 0))
     if not bool(good.all()):
         raise InitFailed(
             f"{int((~good).sum())} of {len(x)} {name} have log_prob -inf or NaN, the first at {x[~good][0].tolist()}; "
             "wanted points inside the support"
         )
     return x
+
+
+def _pulled(name: str, points: Tensor, pull: Any) -> Tensor:
+    try:
+        z: Tensor = pull(points)
+    except (RuntimeError, ValueError) as error:
+        raise ShapeError(f"{name} of shape {tuple(points.shape)} are no points of the density's support ({_first(error)})") from error
+    return z
+
+
+def _first(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]
 
 
 def _some_starts(source: Starts, given: Tensor | None) -> Tensor:

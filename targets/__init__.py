@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from targets.funnel import funnel
 from targets.gaussian import correlated, ill_conditioned
-from targets.logistic import cancer
+from targets.logistic import cancer, credit, mines, radar
 from targets.mixture import two_modes_far, two_modes_near
 from targets.problem import Problem, Quantity, Truth, read_truth
 from targets.rosenbrock import banana, rosenbrock
@@ -36,6 +36,9 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "banana": banana,
     "rosenbrock": rosenbrock,
     "cancer": cancer,
+    "german-credit": credit,
+    "ionosphere": radar,
+    "sonar": mines,
 }
 
 

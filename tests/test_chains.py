@@ -49,7 +49,7 @@ def walk(moving: Chains, steps: int) -> Tensor:
 @cache
 def fitted(name: str) -> bz.MCMC:
     sampler: bz.MCMC = sample(problem(name).target, replace(SMALL, chains=64), witness=False).sampler
-    return replace(sampler, positions=None, warmup=5)
+    return replace(sampler, warmup=5)
 
 
 def frozen_run(name: str, chains: int, **settings: Any) -> bz.Result:

@@ -20,8 +20,13 @@ import boltzsample as bz
 from benchmarks.__main__ import main
 from benchmarks.court import TRIALS, Trial, cells, faults, hear, marginal, questions, records
 from benchmarks.verdicts import HEADER, RULE, Cell, Record, clopper_pearson, is_hit, judge, row, z_score
+from boltzsample.backend import Backend
+from boltzsample.densities import StudentT
 from boltzsample.kernels import HMC
+from boltzsample.kernels.chains import Chains
 from boltzsample.kernels.kernel import Noise
+from boltzsample.maps import Diagonal
+from boltzsample.samplers.starts import Starts
 from boltzsample.streams import LANE, Stream, block_steps
 from boltzsample.views import Pullback
 from targets import PROBLEMS, problem
@@ -182,6 +187,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 # ---- what it rests on ----
+
+
+def test_no_two_numbers_are_drawn_twice() -> None:
+    """Not by another replicate, lane or block, nor by another replicate's starts."""
+    target, unit = normal(), Diagonal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    chains = Chains.start(target, HMC(), unit, torch.zeros(2, 2 * LANE, 2, dtype=torch.float64), Backend(), Stream(0), 0)
+    noise = torch.cat([chains._noise("draw", block).normal for block in (0, 1)])
+    assert noise.shape == (2 * block_steps(2), 2, 2 * LANE, 2) and noise.unique().numel() == noise.numel()
+    starts = Starts(StudentT(unit))._first(Stream(0), Backend(), 2, 2 * LANE, 0)
+    assert starts.shape == (2, 2 * LANE, 2) and starts.unique().numel() == starts.numel()
 
 
 def test_sampling_is_the_frozen_kernel_step_by_step() -> None:

@@ -15,12 +15,13 @@ Everything has a leading axis of replicates, which share nothing. A NaN never re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from boltzsample.backend import Backend
 from boltzsample.kernels.kernel import StepSized
 from boltzsample.maps import Dense, Diagonal
 
@@ -152,3 +153,9 @@ def efficiency(before: Tensor, after: Tensor) -> float:
     r_mean = 1 - (after - before).square().sum(-1).mean() / (2 * radius.mean())
     r = torch.maximum(r_square, r_mean).clamp(0.0, 1.0)
     return float((1 - r) / (1 + r))
+
+
+def moved(tuned: Any, backend: Backend) -> Any:
+    """A kernel or map with its tensors in the run's dtype and on its device."""
+    to = {f.name: v.to(backend.device, backend.dtype) for f in fields(tuned) if f.init and isinstance(v := getattr(tuned, f.name), Tensor)}
+    return replace(tuned, **to)

@@ -6,9 +6,9 @@ chunk by chunk (whole lanes); everything that happened is metered inside the ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from boltzsample.streams import LANE, Stream, block_steps
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
+T = TypeVar("T")
+
 
 class Meter(NamedTuple):
     """Running counts of what the chains did, per chain."""
@@ -28,7 +30,7 @@ class Meter(NamedTuple):
     divergent: Tensor  # (*batch) diverged trajectories
     nan: Tensor  # (*batch) proposals whose log_prob was NaN
     posinf: Tensor  # (*batch) proposals whose log_prob was +inf
-    bad_x: Tensor  # (*batch, dim) the last of either, in z
+    bad_x: Tensor  # (*batch, dim) in z: the last point of +inf, else the last of NaN
 
     @staticmethod
     def zeros(like: Tensor) -> Meter:
@@ -46,25 +48,26 @@ def advance(kernel: Kernel, target: Target, state: Any, meter: Meter, noise: Noi
         meter.divergent + info.divergent,
         meter.nan + nan,
         meter.posinf + posinf,
-        torch.where((nan | posinf)[..., None], info.x, meter.bad_x),
+        torch.where((posinf | (nan & (meter.posinf == 0)))[..., None], info.x, meter.bad_x),
     )
     return state, meter, info.accept_prob
 
 
 class Path(NamedTuple):
-    """A few transitions: positions in z (k, *batch, dim), log_prob in z and acceptance probabilities (k, *batch)."""
+    """A few transitions: positions in x (k, *batch, dim), log_prob there and acceptance probabilities (k, *batch)."""
 
     x: Tensor
     log_p: Tensor
     accept_prob: Tensor
 
 
-def travel(kernel: Kernel, target: Target, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Path]:
-    """As many transitions as the noise (k, *batch, ...) has. This is what is compiled: one graph for all k."""
+def travel(kernel: Kernel, target: Pullback, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Path]:
+    """As many transitions in z as the noise (k, *batch, ...) has. This is what is compiled: one graph for all k."""
     steps = []
     for t in range(noise.uniform.shape[0]):
         state, meter, accept = advance(kernel, target, state, meter, Noise(*(part[t] for part in noise)))
-        steps.append(Path(state.x, state.log_p, accept))
+        x, log_det = target.map.push(state.x)
+        steps.append(Path(x, state.log_p - log_det, accept))
     return state, meter, Path(*(part[0][None] if len(part) == 1 else torch.stack(part) for part in zip(*steps, strict=True)))
 
 
@@ -87,26 +90,27 @@ class Chains:
     @staticmethod
     def start(target: Target, kernel: Kernel, map: Any, x: Tensor, backend: Backend, stream: Stream, transitions: int) -> Chains:
         """Chains at x (replicates, chains, dim), about to make that many transitions."""
-        z = map.pull(x)
         stepper = backend.stepper(travel, transitions)
-        chains = Chains(target, kernel, map, None, Meter.zeros(z), backend, stream, stepper)
-        return chains._init(z)
+        chains = Chains(target, kernel, map, None, Meter.zeros(x), backend, stream, stepper)
+        return chains._init(x)
 
-    def _init(self, z: Tensor) -> Chains:
-        self.state = self.kernel.init(Pullback(self.target, self.map), z)
-        self.inits += z.shape[:-1].numel()
+    def _init(self, x: Tensor) -> Chains:
+        view = Pullback(self.target, self.map)
+        states = self._by_chunk(lambda part: self.kernel.init(view, self.map.pull(x[:, part])), x.shape[1])
+        self.state = type(states[0])(*(torch.cat(s, 1) for s in zip(*states, strict=True)))
+        self.inits += x.shape[:-1].numel()
         return self
 
     @property
     def x(self) -> Tensor:
         """Positions in x (replicates, chains, dim)."""
-        x: Tensor = self.map.push(self.state.x)[0]
-        return x
+        z = self.state.x
+        return torch.cat(self._by_chunk(lambda part: self.map.push(z[:, part])[0], z.shape[1]), 1)
 
     @property
     def log_prob(self) -> Tensor:
         """log_prob at x (replicates, chains)."""
-        log_p: Tensor = self.state.log_p - self.map.push(self.state.x)[1]
+        log_p: Tensor = self.state.log_p - self.map.push(self.state.x[:, :1])[1]  # an affine map's log-det is the same everywhere
         return log_p
 
     def retune(self, kernel: Kernel, map: Any | None = None) -> None:
@@ -115,7 +119,7 @@ class Chains:
         if map is not None:
             x, self.map = self.x, map
             self.meter = Meter.zeros(self.state.x)
-            self._init(map.pull(x))
+            self._init(x)
 
     def forget(self) -> None:
         """Start the meter anew."""
@@ -169,15 +173,7 @@ class Chains:
         return self.kernel.draw(stream.rng(self.backend.dtype, self.backend.device), (block_steps(dim), LANE), dim)
 
     def _stride(self, noise: Noise) -> Path:
-        while True:
-            try:
-                pieces = [self._move(part, noise) for part in self._chunks()]
-                break
-            except (RuntimeError, torch.OutOfMemoryError) as error:
-                smaller = halved(self.backend, -(-self.state.x.shape[1] // LANE)) if is_out_of_memory(error) else None
-                if smaller is None:
-                    raise
-                self.backend, self.split = smaller, True
+        pieces = self._by_chunk(lambda part: self._move(part, noise), self.state.x.shape[1])
         self.state, self.meter, path = pieces[0] if len(pieces) == 1 else _join(pieces)
         self.rows += path.accept_prob.numel()
         return path
@@ -187,10 +183,17 @@ class Chains:
         here = Noise(*(n[:, :, part] for n in noise))
         return self.stepper(self.kernel, Pullback(self.target, self.map), state, meter, here)
 
-    def _chunks(self) -> list[slice]:
-        chains = self.state.x.shape[1]
-        size = chains if self.backend.chunk is None else self.backend.chunk * LANE
-        return [slice(i, i + size) for i in range(0, chains, size)]
+    def _by_chunk(self, work: Callable[[slice], T], chains: int) -> list[T]:
+        """work done for each chunk of chains; where memory runs out, all of it again in chunks half as large."""
+        while True:
+            size = chains if self.backend.chunk is None else self.backend.chunk * LANE
+            try:
+                return [work(slice(i, i + size)) for i in range(0, chains, size)]
+            except (RuntimeError, torch.OutOfMemoryError) as error:
+                smaller = halved(self.backend, -(-chains // LANE)) if is_out_of_memory(error) else None
+                if smaller is None:
+                    raise
+                self.backend, self.split = smaller, True
 
 
 def _transpose(parts: list[list[Noise]]) -> Iterator[list[tuple[Tensor, ...]]]:

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, first_step, metropolis
+from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, as_step, first_step, metropolis
 from boltzsample.streams import Rng
 from boltzsample.target import Target, log_prob_and_grad
 
@@ -42,6 +43,9 @@ class HMC:
     jitter: float = 0.3
     target_accept: float = 0.651  # of the harmonic mean over chains: Hoffman, Radul & Sountsov (2021)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "h", as_step(self.h))
+
     @property
     def price(self) -> tuple[int, int]:
         return 0, self.L
@@ -57,10 +61,13 @@ class HMC:
         p0 = noise.normal
 
         x, log_p, grad = state
+        nan, nan_x = torch.zeros_like(log_p, dtype=torch.bool), x  # where the trajectory first met an undefined density
         p = p0 + 0.5 * e * grad
         for i in range(self.L):
             x = x + e * p
             log_p, grad = log_prob_and_grad(target, x)
+            first = torch.isnan(log_p) & ~nan
+            nan, nan_x = nan | first, torch.where(first[..., None], x, nan_x)
             p = p + (e if i < self.L - 1 else 0.5 * e) * grad  # two half kicks in a row are one
 
         kinetic0, kinetic = 0.5 * p0.square().sum(-1), 0.5 * p.square().sum(-1)
@@ -69,4 +76,5 @@ class HMC:
         moved, info = metropolis(state, ChainState(x, log_p, grad), log_r, noise.uniform)
         flew_off = ~(kinetic - kinetic0 < DIVERGENCE)  # NaN included
         broke = ~(log_r >= -DIVERGENCE) & (log_p > -float("inf"))  # a hard edge of the support is no divergence
-        return moved, info._replace(divergent=flew_off | broke)
+        proposal = torch.where(nan[..., None], nan_x, x), torch.where(nan, torch.nan, log_p)
+        return moved, info._replace(divergent=flew_off | broke, x=proposal[0], log_p=proposal[1])

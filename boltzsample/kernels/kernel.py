@@ -53,6 +53,11 @@ def first_step() -> Tensor:
     return torch.tensor(0.25, dtype=torch.float64)
 
 
+def as_step(h: Tensor | float) -> Tensor:
+    """h as a tensor: a float would be another graph for every value."""
+    return h if isinstance(h, Tensor) else torch.tensor(h, dtype=torch.float64)
+
+
 S = TypeVar("S", PointState, ChainState)
 
 

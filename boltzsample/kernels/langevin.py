@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, first_step, metropolis
+from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, as_step, first_step, metropolis
 from boltzsample.streams import Rng
 from boltzsample.target import Target, log_prob_and_grad
 
@@ -36,6 +36,9 @@ class ULA:
 
     h: Tensor = field(default_factory=first_step)
     target_accept: float = 0.9
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "h", as_step(self.h))
 
     @property
     def price(self) -> tuple[int, int]:
@@ -75,6 +78,9 @@ class MALA:
 
     h: Tensor = field(default_factory=first_step)
     target_accept: float = 0.574  # Roberts & Rosenthal (1998), JRSS B 60, 255
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "h", as_step(self.h))
 
     @property
     def price(self) -> tuple[int, int]:

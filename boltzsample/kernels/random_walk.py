@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from boltzsample.kernels.kernel import Noise, PointState, StepInfo, first_step, metropolis
+from boltzsample.kernels.kernel import Noise, PointState, StepInfo, as_step, first_step, metropolis
 from boltzsample.streams import Rng
 from boltzsample.target import Target
 
@@ -31,6 +31,9 @@ class RandomWalk:
 
     h: Tensor = field(default_factory=first_step)
     target_accept: float = 0.234  # Roberts, Gelman & Gilks (1997), Ann. Appl. Probab. 7, 110
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "h", as_step(self.h))
 
     @property
     def price(self) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from boltzsample.draws import Draws
 from boltzsample.estimates.stationarity import nested_rhat
 from boltzsample.flags import Flag, flag
 from boltzsample.kernels import HMC, RandomWalk
+from boltzsample.kernels.adapt import moved
 from boltzsample.kernels.chains import Chains, Path
 from boltzsample.kernels.langevin import ULA
 from boltzsample.maps import Dense, Diagonal
@@ -28,6 +29,7 @@ from boltzsample.target import Target
 
 PILOT_CHAINS = 64
 STRIDE = 4  # transitions a compiled graph makes while sampling
+WALK_THIN = 16  # steps of a random walk per draw
 MIN_DRAWS = 16  # per chain: enough for the tests of stationarity
 
 
@@ -36,9 +38,9 @@ class MCMC(Sampler):
     """Many chains of one kernel.
 
     kernel: a kernel of the house, its step size a first guess; None: HMC (a random walk where there is no gradient), with the
-    number of leapfrogs chosen in `fit`. chains: per replicate. warmup: adaptation steps per chain. thin: steps per draw kept.
-    dense: preconditioner dense or diagonal; None: dense up to 128 dimensions. `fit` fills `map` (the preconditioner) and
-    `positions` (where the warm-up ended).
+    number of leapfrogs chosen in `fit`. chains: per replicate. warmup: adaptation steps per chain. thin: steps per draw kept;
+    None: 1, or 16 for a random walk. dense: preconditioner dense or diagonal; None: dense up to 128 dimensions. `fit` fills `map`, the
+    preconditioner.
 
     >>> import boltzsample as bz
     >>> from boltzsample.kernels import HMC
@@ -50,44 +52,43 @@ class MCMC(Sampler):
     kernel: Any = None
     chains: int = 256
     warmup: int = 200
-    thin: int = 1
+    thin: int | None = None
     dense: bool | None = None
     map: Diagonal | Dense | None = field(default=None, repr=False)
-    positions: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (("chains", 1), ("warmup", 0), ("thin", 1)):
             value = getattr(self, name)
+            if name == "thin" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}; wanted an integer >= {least}")
 
     def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
-        """Adapt to the target; the copy returned is fitted and knows where its chains stand."""
-        kernel = self.kernel if self.kernel is not None else self._default_kernel(target, run)
+        """Adapt to the target, from what is fitted already; the copy returned is fitted; the chains go on in `sample`."""
+        kernel, first = self._fitted(target, run)
         x = self._starts(target, run, "starts", run.replicates, self.chains)
-        first = run.starts.first_map(run.backend, target.dim)
         with run.progress.phase("warm-up", self.warmup) as bar:
             chains = _chains(target, kernel, first, x, run, "warm-up", self.warmup)
             warm_up(chains, self.warmup, self.dense, run, bar)
         account(run, "warm-up", chains)
-        return replace(self, kernel=chains.kernel, map=chains.map, positions=chains.x)
+        run.handover["positions"] = chains.x
+        return replace(self, kernel=chains.kernel, map=chains.map)
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """At least n draws a replicate, at least 16 a chain; units are the chains, replicate after replicate."""
         kernel, map = self._fitted(target, run)
         starts = self._starts(target, run, "starts", run.replicates, self.chains)
-        keep = max(-(-n // self.chains), MIN_DRAWS)
-        going_on = self.positions is not None and self.positions.shape[:2] == starts.shape[:2]
-        settle = 0 if going_on else self.warmup
-        x = self.positions if going_on and self.positions is not None else starts
-        with run.progress.phase("sampling", settle + keep * self.thin) as bar:
-            chains = _chains(target, kernel, map, x, run, "sampling", settle + keep * self.thin)
+        x, thin = run.handover.get("positions", starts), self._thin(kernel)
+        keep, settle = max(-(-n // self.chains), MIN_DRAWS), self.warmup if x is starts else 0
+        with run.progress.phase("sampling", settle + keep * thin) as bar:
+            chains = _chains(target, kernel, map, x, run, "sampling", settle + keep * thin)
             for path in until_stopped(chains, settle, "settle", run):
                 bar.update(acceptance=path.accept_prob.mean)
             chains.forget()
             trace = _Trace.empty(chains, keep)
             try:
-                self._record(chains, trace, run, bar)
+                self._record(chains, trace, thin, run, bar)
             except Exception as error:
                 error.partial = self._draws(chains, trace, starts, run)  # type: ignore[attr-defined]
                 error.add_note(f"boltzsample: stopped after {trace.kept} of {keep} draws a chain; they are in this exception's .partial")
@@ -95,10 +96,13 @@ class MCMC(Sampler):
         account(run, "sampling", chains)
         return self._draws(chains, trace, starts, run)
 
-    def _record(self, chains: Chains, trace: _Trace, run: Run, bar: Progress) -> None:
+    def _thin(self, kernel: Any) -> int:
+        return self.thin or (1 if kernel.price[1] else WALK_THIN)
+
+    def _record(self, chains: Chains, trace: _Trace, thin: int, run: Run, bar: Progress) -> None:
         group = run.starts.groups(self.chains)
-        for path in until_stopped(chains, len(trace.x) * self.thin, "draw", run, stride=STRIDE):
-            trace.add(path, chains.map, self.thin)
+        for path in until_stopped(chains, len(trace.x) * thin, "draw", run, stride=STRIDE):
+            trace.add(path, thin)
             bar.update(
                 len(path.x),
                 acceptance=path.accept_prob.mean,
@@ -125,8 +129,16 @@ class MCMC(Sampler):
         return x
 
     def _fitted(self, target: Target, run: Run) -> tuple[Any, Diagonal | Dense]:
+        """Kernel and map as they are, in the run's dtype and on its device. Raises ValueError where they are of other replicates."""
         kernel = self.kernel if self.kernel is not None else self._default_kernel(target, run)
-        return kernel, self.map if self.map is not None else run.starts.first_map(run.backend, target.dim)
+        map = self.map if self.map is not None else run.starts.first_map(run.backend, target.dim)
+        fitted = map.m.shape[0] if map.m.ndim == 3 else 1
+        if fitted not in (1, run.replicates):
+            raise ValueError(
+                f"this sampler was fitted on {fitted} replicates and {run.replicates} were asked for; use replicates={fitted}, "
+                "or a sampler fitted on one"
+            )
+        return moved(kernel, run.backend), moved(map, run.backend)
 
     def _draws(self, chains: Chains, trace: _Trace, starts: Tensor, run: Run) -> Draws:
         x, log_p = trace.units()
@@ -158,14 +170,13 @@ class _Trace:
         x = torch.empty(draws, replicates, n, dim, dtype=chains.state.x.dtype, device=chains.state.x.device)
         return _Trace(x, x.new_empty(draws, replicates, n))
 
-    def add(self, path: Path, map: Diagonal | Dense, thin: int) -> None:
-        """Keep every thin-th point of the path, in x."""
+    def add(self, path: Path, thin: int) -> None:
+        """Keep every thin-th point of the path."""
         first = (thin - 1 - self.made) % thin
         self.made += len(path.x)
-        z, log_p = path.x[first::thin], path.log_p[first::thin]
-        new = slice(self.kept, self.kept + len(z))
-        self.x[new], log_det = map.push(z)
-        self.log_p[new] = log_p - log_det
+        x = path.x[first::thin]
+        new = slice(self.kept, self.kept + len(x))
+        self.x[new], self.log_p[new] = x, path.log_p[first::thin]
         self.kept = new.stop
 
     def units(self) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Self
 
+from torch import Tensor
+
 from boltzsample.backend import Backend
 from boltzsample.draws import Draws
 from boltzsample.flags import Flag
@@ -53,7 +55,7 @@ class Ledger:
 @dataclass(frozen=True)
 class Run:
     """What one call of `bz.sample` fixes once and hands to its samplers. `reserve` evaluations are kept for the witness;
-    `notes` collects flags that belong to no single draw."""
+    `notes` collects flags that belong to no single draw; `handover` is what `fit` leaves for `sample` of the same run."""
 
     backend: Backend
     stream: Stream
@@ -65,6 +67,7 @@ class Run:
     replicates: int = 1
     reserve: int = 0
     notes: list[Flag] = field(default_factory=list)
+    handover: dict[str, Tensor] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
     def must_stop(self, price: int = 0, share: float = 1.0) -> str | None:

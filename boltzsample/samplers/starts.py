@@ -116,12 +116,11 @@ class Starts:
         return torch.stack(rows)
 
 
-def user_starts(name: str, points: Tensor, dim: int, backend: Backend) -> Tensor:
-    """The user's points as (k, dim) in the run's dtype and on its device. Raises ShapeError."""
-    points = torch.as_tensor(points).detach()
+def user_starts(name: str, points: Tensor, dim: int) -> Tensor:
+    """The user's points, (dim,) or (k, dim), as (k, dim). Raises ShapeError."""
     if points.ndim not in (1, 2) or points.shape[-1] != dim or 0 in points.shape:
         raise ShapeError(f"{name} has shape {tuple(points.shape)}; wanted ({dim},) or (k, {dim}): one point, or k points to share out")
-    return points.reshape(-1, dim).to(backend.device, backend.dtype)
+    return points.reshape(-1, dim)
 
 
 def narrowed(map: Diagonal | Dense) -> Diagonal | Dense:

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from boltzsample.ascent import Ascent, ascend
+from boltzsample.ascent import Ascent, ascend, evolve
 from boltzsample.backend import Backend
 from boltzsample.densities import StudentT
 from boltzsample.errors import InitFailed
@@ -28,6 +28,7 @@ from boltzsample.target import Target
 PER_SCALE = 8  # points for each of the 13 scales
 ASCENT_ROUNDS = 100  # 30 leave a Student-t started at 1e4 on its way
 POLISH_ROUNDS = 200
+EVOLVE_ROUNDS = 150
 DENSE_UP_TO = 500  # dimensions
 LAPLACE_UP_TO = 200  # dimensions: a Hessian costs 2 dim gradients
 MOST_OPTIMA = 8
@@ -44,6 +45,10 @@ def wide_source(target: Target, backend: Backend, stream: Stream, *, gradient: b
     if gradient:
         climb = ascend(target, x, reach=_reach(x), rounds=ASCENT_ROUNDS)
         grad_rows, x = climb.rows, climb.x
+    else:
+        climbers = stream.child("evolve").rng(backend.dtype, backend.device)
+        x = evolve(target, x, reach=_reach(x), rng=climbers, rounds=EVOLVE_ROUNDS)
+        log_rows += (EVOLVE_ROUNDS + 1) * len(x)
     rng = stream.child("burst").rng(backend.dtype, backend.device)
     seen = bursts.burst(target, x, _reach(x), bursts.draw(rng, *x.shape), gradient)
     arrived = ~bursts.travelling(seen.log_p, _window(target))

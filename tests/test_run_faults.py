@@ -1,0 +1,250 @@
+"""bz.sample when things go wrong: budgets that end, Ctrl-C, a density that raises. What was drawn is never lost, and never sold as whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import boltzsample as bz
+from targets import problem
+from tests.counted import Counted
+from tests.small import SMALL, codes, normal, normal_log_prob, sample, severity
+
+MALA = replace(SMALL, kernel=bz.MALA())
+GIVEN = [[0.5, 0.5], [-0.5, 0.5]]
+
+
+class At:
+    """N(0, I) that acts at its k-th call."""
+
+    def __init__(self, k: int, act: Callable[[], Any]) -> None:
+        self.k, self.act, self.calls = k, act, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.k:
+            self.act()
+        return normal_log_prob(x)
+
+    def target(self) -> bz.Target:
+        return bz.from_log_prob(self, dim=2)
+
+
+def calls(method: Any = MALA, **settings: Any) -> int:
+    """How many calls the whole run makes."""
+    fn = At(0, lambda: None)
+    sample(fn.target(), method, starts=GIVEN, witness=False, **settings)
+    return fn.calls
+
+
+def run_at(k: int, act: Callable[[], Any], method: Any = MALA, **settings: Any) -> bz.Result:
+    return sample(At(k, act).target(), method, **{"starts": GIVEN, "witness": False, **settings})
+
+
+# ---- budgets ----
+
+BUDGETS = {"gaussian-corr-d10": 60_000, "two-modes-near": 41_000, "cancer": 100_000, "two-modes-far": 300_000}
+OVER = pytest.mark.xfail(reason="BUG: one step of warm-up and of sampling and ten of each L are made whatever they cost: twice the budget")
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"), [*BUDGETS.items(), *(pytest.param(n, 40_000, marks=OVER) for n in ("banana", "funnel-sd3", "student-t5-d10"))]
+)
+def test_a_budget_of_evaluations_is_not_exceeded(name: str, budget: int) -> None:
+    counted = Counted(problem(name).target)
+    result = bz.sample(counted, "mcmc", 40_000, seed=0, budget=budget)
+    assert result.evaluations == counted.total <= budget
+    assert "STOPPED_EARLY" in codes(result) and result.status != "ok"
+    assert result.config["budget"] == {"evaluations": budget, "seconds": None}
+
+
+def test_a_budget_that_suffices_changes_nothing() -> None:
+    free, bounded = sample(normal()), sample(normal(), budget=10**6)
+    assert torch.equal(free.draws.x, bounded.draws.x) and "STOPPED_EARLY" not in codes(bounded)
+    assert bounded.evaluations < 10**6
+
+
+def test_what_a_budget_leaves_undrawn_is_said() -> None:
+    result = sample(normal(), MALA, n=64_000, starts=GIVEN, witness=False, budget=20_000)
+    flag = next(f for f in result.flags if f.code == "STOPPED_EARLY")
+    assert flag.detail == f"{result.draws.x.shape[1]} of 2000 draws a chain" and flag.severity == "caution"
+    assert result.evaluations <= 20_000 < result.evaluations + 64
+
+
+@pytest.mark.parametrize("budget", [300, pytest.param(5_000, marks=pytest.mark.xfail(
+    reason="BUG: with 1 or 2 draws a chain no test of stationarity can speak: 11.2 +- 0.4 for a mean of 0, status caution"))]
+)  # fmt: skip
+def test_a_budget_that_ends_before_stationarity_is_not_believed(budget: int) -> None:
+    """Chains that start 40 sd away and are stopped after a step or two: the mean is wrong by hundreds of its errors."""
+    result = bz.sample(normal(), "mcmc", 4_000, seed=0, budget=budget, starts=[[30.0, 30.0], [31.0, 28.0]])
+    wrong = bool((result.means.value / result.means.stderr).abs().max() > 6)
+    assert not wrong or result.status == "untrusted"
+
+
+def test_the_reserve_keeps_the_witness_paid() -> None:
+    counted = Counted(normal())
+    result = sample(counted, n=10**6, budget=100_000, compile=False)
+    assert counted.total <= 100_000 and "witness" in result.ledger and not codes(result) & {"SINGLE_WITNESS"}
+
+
+def _slow(seconds: float) -> bz.Target:
+    def log_prob(x: Tensor) -> Tensor:
+        time.sleep(seconds)
+        return normal_log_prob(x)
+
+    return bz.from_log_prob(log_prob, dim=2)
+
+
+def test_a_budget_of_seconds() -> None:
+    began = time.monotonic()
+    result = sample(_slow(0.002), MALA, n=10**6, starts=GIVEN, witness=False, budget=bz.Budget(seconds=0.8))
+    assert time.monotonic() - began < 2.5  # 0.8 and a machine under load
+    assert severity(result, "STOPPED_EARLY") == "caution" and 16 <= result.draws.x.shape[1] < 1000
+
+
+@pytest.mark.xfail(reason="BUG: the clock of budget seconds starts after the search for starts, which never looks at it")
+def test_a_budget_of_seconds_counts_the_search() -> None:
+    began = time.monotonic()
+    sample(_slow(0.01), MALA, budget=bz.Budget(seconds=0.3))
+    assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("thin", [1, pytest.param(3, marks=pytest.mark.xfail(
+    reason="BUG: stopped before the first draw kept: RuntimeError 'cannot reshape tensor of 0 elements'", raises=RuntimeError))]
+)  # fmt: skip
+def test_stopped_before_the_first_draw(thin: int) -> None:
+    result = sample(normal(), replace(MALA, thin=thin), starts=GIVEN, witness=False, budget=200)
+    assert {"STOPPED_EARLY"} <= codes(result) and result.status != "ok"
+
+
+# ---- Ctrl-C ----
+
+
+def _ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("back", [2, 10, 18])
+def test_ctrl_c_while_sampling_returns_what_is_there(back: int, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = run_at(0, lambda: None)
+    handler = signal.getsignal(signal.SIGINT)
+    part = run_at(calls() - back, _ctrl_c)
+    kept = part.draws.x.shape[1]
+    assert kept == 20 - back and torch.equal(part.draws.x, whole.draws.x[:, :kept])
+    assert part.status == "untrusted" and f"{kept} of 20 draws a chain" in {f.detail for f in part.flags if f.code == "INTERRUPTED"}
+    assert signal.getsignal(signal.SIGINT) is handler and "stopping after this step" in capfd.readouterr().err
+    assert "INTERRUPTED" not in codes(whole)
+
+
+@pytest.mark.parametrize("back", [30, 50])
+def test_ctrl_c_in_the_warm_up(back: int) -> None:
+    part = run_at(calls() - back, _ctrl_c)
+    assert part.status == "untrusted" and part.draws.x.shape == (32, 1, 2)
+    details = {f.detail for f in part.flags if f.code == "INTERRUPTED"}
+    assert any("warm-up steps" in d for d in details) and any("draws a chain" in d for d in details)
+    assert part.summary().startswith("status: untrusted")
+
+
+def test_ctrl_c_in_the_search_for_starts() -> None:
+    part = run_at(60, _ctrl_c, starts=None, witness=True)
+    assert part.status == "untrusted" and "INTERRUPTED" in codes(part) and part.draws.x.shape[1] == 1
+
+
+def test_ctrl_c_with_replicates_and_thinning() -> None:
+    part = run_at(calls(replicates=2) - 10, _ctrl_c, replicates=2)
+    assert part.status == "untrusted" and all("INTERRUPTED" in codes(r) for r in part.replicates)
+    thinned = replace(MALA, thin=2)
+    assert run_at(calls(thinned) - 10, _ctrl_c, thinned).draws.x.shape[1] == 15
+
+
+@pytest.mark.xfail(
+    reason="BUG: interrupted in the warm-up with thin=2: RuntimeError 'cannot reshape tensor of 0 elements'", raises=RuntimeError
+)
+def test_ctrl_c_in_the_warm_up_with_thinning() -> None:
+    thinned = replace(MALA, thin=2)
+    assert "INTERRUPTED" in codes(run_at(calls(thinned) - 50, _ctrl_c, thinned))
+
+
+def test_ctrl_c_in_the_audit_keeps_the_draws() -> None:
+    fn = At(calls() + 60 + 200, _ctrl_c)  # somewhere in the audit or the search before it
+    result = sample(fn.target(), MALA, starts=GIVEN)
+    assert fn.calls > fn.k and bool(result.draws.x.isfinite().all())
+
+
+def test_sigterm_is_a_ctrl_c() -> None:
+    assert "INTERRUPTED" in codes(run_at(calls() - 10, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    def twice() -> None:
+        _ctrl_c()
+        _ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_at(calls() - 10, twice)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ---- a density that raises ----
+
+
+class Mine(Exception):
+    """An error of the user's own."""
+
+
+def _raise() -> None:
+    raise Mine("at a point that matters")
+
+
+@pytest.mark.parametrize("back", [0, 10, 18])
+def test_an_error_while_sampling_carries_what_was_drawn(back: int) -> None:
+    whole = run_at(0, lambda: None)
+    with pytest.raises(Mine, match="at a point that matters") as caught:
+        run_at(calls() - back, _raise)
+    partial = caught.value.partial  # type: ignore[attr-defined]
+    kept = 19 - back
+    assert partial.x.shape == (32, kept, 2) and torch.equal(partial.x, whole.draws.x[:, :kept])
+    assert any(f"stopped after {kept} of 20 draws a chain" in note for note in caught.value.__notes__)
+    assert caught.traceback[-1].name == "_raise"
+    assert bool(bz.result(partial).means.value.isfinite().all())
+
+
+@pytest.mark.xfail(reason="BUG: raised in the first step of sampling, it is replaced by RuntimeError 'cannot reshape tensor of 0 elements'")
+def test_an_error_in_the_first_step_of_sampling_is_the_users() -> None:
+    with pytest.raises(Mine):
+        run_at(calls() - 19, _raise)
+
+
+@pytest.mark.parametrize("back", [25, 50])
+def test_an_error_in_the_warm_up_is_the_users(back: int) -> None:
+    with pytest.raises(Mine):
+        run_at(calls() - back, _raise)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 20, 60, 100])
+def test_an_error_before_any_sampling_is_the_users(k: int) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises((Mine, bz.errors.ShapeError)) as caught:
+        run_at(k, _raise, starts=None)
+    assert isinstance(caught.value, Mine) or isinstance(caught.value.__cause__, Mine)
+    assert signal.getsignal(signal.SIGINT) is handler and torch.is_grad_enabled()
+
+
+def test_rejected_points_are_not_errors() -> None:
+    """Fault 14: RejectPoint counts as -inf; a normal cut at |x_0| < 1."""
+
+    def log_prob(x: Tensor) -> Tensor:
+        if bool((x[:, 0].abs() > 1).any()):
+            raise bz.RejectPoint
+        return normal_log_prob(x)
+
+    result = sample(bz.from_log_prob(log_prob, dim=2), bz.MCMC(kernel=bz.RandomWalk(), chains=8, warmup=10), n=128, starts=[0.0, 0.0])
+    assert float(result.draws.x[..., 0].abs().max()) <= 1 and "NAN_EVAL" not in codes(result)
