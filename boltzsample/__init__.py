@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from boltzsample.draws import Draws, Estimate
     from boltzsample.errors import RejectPoint
     from boltzsample.flags import Flag, Status
+    from boltzsample.jax_density import from_jax
     from boltzsample.kernels import HMC, MALA, ULA, RandomWalk
+    from boltzsample.laws import from_torch_distribution
+    from boltzsample.numpy_density import from_numpy
+    from boltzsample.pyro_model import from_pyro
     from boltzsample.results import Result, result
     from boltzsample.run import sample
     from boltzsample.samplers.mcmc import MCMC
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "from_log_prob": "adapters",
+    "from_jax": "jax_density",
+    "from_numpy": "numpy_density",
+    "from_torch_distribution": "laws",
+    "from_pyro": "pyro_model",
     "Draws": "draws",
     "Estimate": "draws",
     "RejectPoint": "errors",
@@ -49,7 +57,8 @@ _HOME = {
 
 __all__ = [
     "HMC", "MALA", "MCMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "Observed", "Pullback", "RandomWalk",
-    "RejectPoint", "Result", "Status", "Target", "Tempered", "from_log_prob", "load", "log_prob_and_grad", "result", "sample",
+    "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax", "from_log_prob", "from_numpy", "from_pyro",
+    "from_torch_distribution", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

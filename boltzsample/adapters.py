@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,17 +51,34 @@ def from_log_prob(
     >>> dirichlet.dim
     2
     """
-    dim, names = _dim(dim), None if names is None else tuple(names)
-    if names is not None and len(names) != dim:
-        raise ShapeError(f"names has {len(names)} entries for dim={dim}; give one name for each coordinate")
+
+    def make(d: int, shape: torch.Size, labels: tuple[str, ...] | None) -> Target:
+        value, slope = (fn, grad) if vectorized else (_over_points(fn), None if grad is None else _over_points(grad))
+        if event_shape is not None:
+            value, slope = _shaped(value, shape), None if slope is None else _shaped(slope, shape, flatten=True)
+        return FunctionTarget(value, d, slope, labels)
+
+    return in_user_space(make, dim, support, names, event_shape)
+
+
+def in_user_space(
+    make: Callable[[int, torch.Size, tuple[str, ...] | None], Target],
+    dim: int,
+    support: constraints.Constraint | None,
+    names: Sequence[str] | None,
+    event_shape: Sequence[int] | None,
+) -> Target:
+    """The target that `make(dim, event's shape, names)` returns, on its support: what all adapters ask of their arguments.
+
+    Raises ShapeError, UnsupportedSupport.
+    """
+    dim, labels = _dim(dim), None if names is None else tuple(names)
+    if labels is not None and len(labels) != dim:
+        raise ShapeError(f"names has {len(labels)} entries for dim={dim}; give one name for each coordinate")
     shape = torch.Size((dim,) if event_shape is None else event_shape)
     if shape.numel() != dim:
         raise ShapeError(f"event_shape {tuple(shape)} holds {shape.numel()} numbers, got dim={dim}; make dim their number")
-    if not vectorized:
-        fn, grad = _over_points(fn), None if grad is None else _over_points(grad)
-    if event_shape is not None:
-        fn, grad = _shaped(fn, shape), None if grad is None else _shaped(grad, shape, flatten=True)
-    target = FunctionTarget(fn, dim, grad, names)
+    target = make(dim, shape, labels)
     if support is None and event_shape is None:
         return target
     return Constrained(target, constraints.real if support is None else support, tuple(shape))

@@ -109,7 +109,7 @@ def _round(target: Target, c: _Climb, who: Tensor) -> None:
     trial = c.x[who] + c.t[who, None] * c.r[who]
     log_p, grad = log_prob_and_grad(target, trial)
     slope = (c.r[who] * c.grad[who]).sum(-1)
-    noise = 1e-14 * c.log_p[who].abs()  # a gain that rounding hides is a gain all the same
+    noise = 4 * torch.finfo(trial.dtype).eps * c.log_p[who].abs()  # a gain that rounding hides is a gain all the same
     good = (log_p >= c.log_p[who] + ARMIJO * c.t[who] * slope - noise) & log_p.isfinite() & grad.isfinite().all(-1)
     c.t[who] = torch.where(good, c.t[who], 0.3 * c.t[who])
     won, kept = who[good], good.nonzero()[:, 0]

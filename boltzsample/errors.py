@@ -62,6 +62,12 @@ class InitFailed(BoltzsampleError, ValueError):
     code = "INIT_FAILED"
 
 
+class PyroModelError(BoltzsampleError, ValueError):
+    """A Pyro model with sites that cannot be sampled as one continuous density."""
+
+    code = "PYRO_MODEL"
+
+
 class NoGradient(BoltzsampleError, NotImplementedError):
     """A gradient was asked of a density that has none."""
 

@@ -85,7 +85,7 @@ def _compare(target: Target, x: Tensor, log_p: Tensor, grad: Tensor, scale: Tens
     undecided, rows = torch.arange(len(x), device=x.device), 0
     for factor in (1.0, 2.0**-2, 2.0**-5, 2.0**-10, 2.0**-15, 2.0**5):
         i = undecided
-        pair, agree, clear = _along(target, x[i], grad[i], factor * steps[i], noise[i])
+        pair, agree, clear = _along(target, x[i], log_p[i], grad[i], factor * steps[i], noise[i])
         rows += 2 * len(i)
         heard = pair.isfinite().all(-1) & (clear | slopes[i, 0].isnan())  # a quarrel is not settled by noise
         slopes[i] = torch.where(heard[:, None], pair.where(~agree[:, None], torch.nan), slopes[i])
@@ -99,13 +99,19 @@ def _compare(target: Target, x: Tensor, log_p: Tensor, grad: Tensor, scale: Tens
     return rows
 
 
-def _along(target: Target, x: Tensor, grad: Tensor, delta: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The slopes (n, 2) along delta by differences and by the gradient; whether they agree; whether they stand out of rounding."""
+def _along(
+    target: Target, x: Tensor, log_p: Tensor, grad: Tensor, delta: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The slopes (n, 2) along delta by differences and by the gradient; whether they agree; whether they stand out of rounding.
+
+    At an optimum both are nearly 0, and what differs is the third derivative: the bend of log_prob over the step counts as size.
+    """
     up, down = x + delta, x - delta
     ends = ask(target.log_prob, torch.cat([up, down]))
     difference, terms = ends[: len(x)] - ends[len(x) :], grad * (up - down)  # the step as rounding made it
     predicted = terms.sum(-1)
-    size = difference.abs().maximum(predicted.abs()).maximum(terms.square().sum(-1).sqrt())
+    bend = (ends[: len(x)] + ends[len(x) :] - 2 * log_p).abs().nan_to_num(nan=0.0, posinf=0.0)
+    size = difference.abs().maximum(predicted.abs()).maximum(terms.square().sum(-1).sqrt()).maximum(bend)
     tolerance = 1e-3 if x.dtype == torch.float64 else 2e-2
     agree = (difference - predicted).abs() <= tolerance * size + noise
     return torch.stack([difference, predicted], -1) / (up - down).norm(dim=-1, keepdim=True), agree, noise < 0.1 * size

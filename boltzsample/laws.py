@@ -51,7 +51,7 @@ def from_torch_distribution(dist: Distribution, *, names: Sequence[str] | None =
     >>> mixture = MixtureSameFamily(Categorical(torch.tensor([0.3, 0.7])), Beta(torch.tensor([2.0, 9.0]), torch.tensor([8.0, 3.0])))
     >>> target = from_torch_distribution(mixture)
     >>> target.log_prob(torch.zeros(1, 1))      # at the middle of (0, 1), times the Jacobian 1/4
-    tensor([-1.3863])
+    tensor([-2.2473])
     """
     if not isinstance(dist, Distribution):
         raise TypeError(f"dist is a {type(dist).__name__}; wanted a torch.distributions object, such as Normal(0.0, 1.0)")
@@ -62,16 +62,18 @@ def from_torch_distribution(dist: Distribution, *, names: Sequence[str] | None =
         )
     base, transforms = peel(dist)
     target = _on_support(base, _names(names, dist) if not transforms else None)
-    return Image(target, transforms, dist.event_shape, _names(names, dist)) if transforms else target
+    return Image(target, follow_points(transforms), dist.event_shape, _names(names, dist)) if transforms else target
 
 
 def _on_support(dist: Distribution, names: tuple[str, ...] | None) -> Constrained:
     follow = _Following(dist)
     shape = dist.event_shape
-    on = support(dist)
+    on = support(follow.dist)
 
     def log_prob(flat: Tensor) -> Tensor:
         log_p: Tensor = follow(flat).log_prob(flat.reshape(-1, *shape))
+        if flat.requires_grad and not log_p.requires_grad:  # a Uniform: its gradient is zero, not missing
+            log_p = log_p + 0.0 * flat.sum(-1)
         return log_p
 
     return Constrained(FunctionTarget(log_prob, shape.numel(), None, names), on, tuple(shape))
@@ -128,14 +130,14 @@ class Image:
 
 
 def peel(dist: Distribution) -> tuple[Distribution, tuple[Transform, ...]]:
-    """(base, transforms) of a plain TransformedDistribution, whose own support cannot be trusted; (dist, ()) of any other.
+    """(base, transforms) of a TransformedDistribution that inherits its support; (dist, ()) of any other.
 
     The named ones, LogNormal or Weibull, state their support themselves.
     """
     if isinstance(dist, Independent):
         base, transforms = peel(dist.base_dist)
         return (Independent(base, len(base.batch_shape)), transforms) if transforms else (dist, ())
-    if type(dist).__name__ != "TransformedDistribution" or not isinstance(dist, TransformedDistribution):
+    if not isinstance(dist, TransformedDistribution) or type(dist).support is not TransformedDistribution.support:
         return dist, ()
     base, inner = peel(dist.base_dist)
     return base, (*inner, *dist.transforms)
@@ -158,6 +160,15 @@ def support(dist: Distribution) -> constraints.Constraint:
     if isinstance(inner, MixtureSameFamily):
         _check_components(inner, name)
     return on
+
+
+def is_discrete(dist: Distribution) -> bool:
+    """Whether the support of the law is discrete; False where it states none."""
+    try:
+        on = dist.support
+    except NotImplementedError:
+        return False
+    return on is not None and on.is_discrete
 
 
 def _innermost(dist: Distribution) -> Distribution:
@@ -215,6 +226,8 @@ def follow_points(value: Any, like: Tensor | None = None) -> Any:
         return type(value)(follow_points(v, like) for v in value) if type(value) in (list, tuple) else value
     if not isinstance(value, (Distribution, Transform)) or isinstance(value, torch.nn.Module):
         return value
+    if isinstance(value, Transform) and type(value).__name__ == "_InverseTransform":
+        return follow_points(value.inv, like).inv  # a copy of it would forget what it is the inverse of
     made = copy.copy(value)
     kept = {name: follow_points(v, like) for name, v in vars(made).items() if name not in ("_inv", "_cached_x_y")}
     vars(made).update(kept)

@@ -18,8 +18,8 @@ LANE = 64  # units that share a generator
 
 
 def block_steps(dim: int) -> int:
-    """Steps in a block of noise: a function of dim alone, so that a block holds about 2^18 normals a lane."""
-    return max(1, 2**18 // (LANE * dim))
+    """Steps in a block of noise, a function of dim alone: about 2^18 normals a lane, and no more than a short window needs."""
+    return max(1, min(60, 2**18 // (LANE * dim)))
 
 
 @dataclass(frozen=True)

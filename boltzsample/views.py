@@ -195,7 +195,7 @@ class Constrained:
 
     def readout(self, z: Tensor) -> Readout:
         x = self._pullback.readout(z)
-        return x if isinstance(x, dict) else x.reshape(*z.shape[:-1], *self._event_shape)
+        return x if isinstance(x, dict) else x.reshape(z.shape[:-1] + self._event_shape)
 
 
 def _times(b: Tensor, value: Tensor) -> Tensor:

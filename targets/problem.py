@@ -34,7 +34,9 @@ class Quantity:
         second_moment   E x_i^2                                 value (dim,)
         sd              sqrt(E x_i^2 - (E x_i)^2)               value (dim,)
         tail            P(x_0 > at)                             value ()      at: ()
+        positive        P(x_i > 0)                              value (dim,)
         mode_weights    P(centre k is the nearest one to x)     value (k,)    at: (k, dim), the centres
+        energy          E[-log_prob]                            value ()
         log_z           log of the integral of exp log_prob     value ()
     """
 
@@ -47,7 +49,7 @@ class Quantity:
     @property
     def is_expectation(self) -> bool:
         """Whether the value is E f(x) of `f` below."""
-        return self.name in ("mean", "second_moment", "tail", "mode_weights")
+        return self.name in ("mean", "second_moment", "tail", "positive", "mode_weights")
 
     def f(self, x: Tensor) -> Tensor:
         """The function whose expectation this is: x (..., dim) to (...) or (..., k)."""
@@ -58,6 +60,8 @@ class Quantity:
             return x.square()
         if self.name == "tail":
             return (x[..., 0] > at).to(x.dtype)
+        if self.name == "positive":
+            return (x > 0).to(x.dtype)
         if self.name == "mode_weights":
             nearest = (x[..., None, :] - at).square().sum(-1).argmin(-1)  # (...)
             return torch.nn.functional.one_hot(nearest, at.shape[0]).to(x.dtype)

@@ -47,7 +47,8 @@ def truncated_draws(target: TruncatedGaussian, n: int, generator: torch.Generato
     """n exact draws (n, dim): x = m - s Phi^{-1}(u Phi(m/s)), u uniform."""
     u = uniform((n, target.dim), generator)
     m, s = target.mean.to(u), target.scale.to(u)
-    return m - s * torch.special.ndtri(u * torch.special.ndtr(m / s))
+    x: Tensor = m - s * torch.special.ndtri(u * torch.special.ndtr(m / s))
+    return x
 
 
 def truncated_gaussian(d: int = 5) -> Problem:

@@ -6,7 +6,7 @@ Lineages:
 
     many-well-dD      pairs (well, Gaussian): x_1^4 - 6 x_1^2 - x_1/2 + x_2^2/2, D/2 of them, so 2^(D/2) modes of unequal weight,
                       log Z = 10.2934797 a pair. Midgley et al. (2023), FAB, arXiv:2208.01893; also GFN, AFT, Beyond ELBOs
-    multi-well-dD     m wells (x^2 - delta)^2, then Gaussians x^2/2; d = 5, m = 5, delta = 4 and d = 50, m = 5, delta = 2.
+    multi-well-...    m wells (x^2 - delta)^2, then Gaussians x^2/2; d = 5, m = 5, delta = 4 and d = 50, m = 5, delta = 2.
                       Berner, Richter & Ullrich (2024), arXiv:2211.01364 (SDE); also UDB, SCLD
     double-well       x_1^4 - 4 x_1^2 + x_2^2/2, of bgflow. Noe et al. (2019), Science 365, eaaw1147, up to the tilt
 
@@ -83,7 +83,7 @@ def multi_well(d: int = 5, m: int = 5, delta: float = 4.0, precision: float = 1.
     """m wells (x^2 - delta)^2 and d - m Gaussians precision x^2/2."""
     target = _product([(1.0, -2 * delta, 0.0)] * m + [(0.0, precision / 2, 0.0)] * (d - m), m * delta**2)
     about = f"{m} symmetric double wells in {d} dimensions, {2**m} equal modes"
-    return Problem(f"multi-well-d{d}", target, about, partial(quartic_draws, target))
+    return Problem(f"multi-well-d{d}-m{m}-delta{delta:g}", target, about, partial(quartic_draws, target))
 
 
 def double_well() -> Problem:

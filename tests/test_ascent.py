@@ -76,7 +76,6 @@ def test_two_modes_are_both_found() -> None:
     assert torch.allclose(top.x, tensor(-15.0, 0, -15, 0, 15, 0, 15, 0).reshape(4, 2), atol=1e-3)
 
 
-@pytest.mark.xfail(reason="BUG: a point that lands so near the top that |grad|^2 underflows is said not to have converged")
 def test_landing_on_the_top_is_converging() -> None:
     top = ascend(problem("two-modes-far").target, tensor(4.0, 0.0, 30.0, -5.0).reshape(2, 2), reach=1.0, rounds=100)
     assert float(top.grad.norm(dim=-1).max()) < 1e-100 and bool(top.converged.all())
@@ -99,10 +98,10 @@ def test_an_ascent_stays_inside_the_support() -> None:
 
 
 def test_an_ascent_ends_above_its_ceiling() -> None:
-    x = points(16, 3, 1e3)
-    top = ascend(normal(3), x, reach=10.0, rounds=60, ceiling=-50.0)
-    assert bool((top.log_p > -50).all()) and not bool(top.converged.all())
-    assert top.rows < ascend(normal(3), x, reach=10.0, rounds=60).rows
+    target, x = rotated(10, 1e4)[0], points(16, 10, 5.0)
+    top = ascend(target, x, reach=1.0, rounds=300, ceiling=-50.0)
+    assert bool((top.log_p > -50).all()) and not bool(top.converged.any())
+    assert top.rows < 0.5 * ascend(target, x, reach=1.0, rounds=300).rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -200,7 +199,6 @@ def test_distinct_groups_are_led_by_their_best() -> None:
     assert leaders.tolist() == [2, 1] and group[4] == -1  # too many groups
 
 
-@pytest.mark.xfail(reason="BUG: where the rest is all -inf, argmax names point 0 again and again, and the audit pays a Laplace for each")
 def test_points_of_zero_density_lead_nothing() -> None:
     x = points(4, 2, 10.0)
     leaders, group = distinct(x, tensor(1.0, -math.inf, 0.0, -math.inf), tensor(1.0, 1.0), 8)

@@ -1,7 +1,7 @@
 """The court's own verdicts, and a small court: two problems, 50 replicates each.
 
 A cell that fails is heard again with 200 fresh replicates, so a right bar turns this file red in 1 of 10^6 runs. Bars too short by 1.5
-cover .81: 50 replicates see that in a single cell with probability .64, and there are twenty cells.
+cover .81: 50 replicates see that in a single cell with probability .64, and there are twenty cells, ten to a run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy import stats
 
 import boltzsample as bz
 from benchmarks.__main__ import main
-from benchmarks.court import TRIALS, Trial, cells, faults, hear, marginal, questions, records
+from benchmarks.court import NORMAL_X0, TRIALS, Trial, faults, hear, marginal, questions, records
 from benchmarks.verdicts import HEADER, RULE, Cell, Record, clopper_pearson, is_hit, judge, row, z_score
 from boltzsample.backend import Backend
 from boltzsample.densities import StudentT
@@ -29,7 +29,7 @@ from boltzsample.maps import Diagonal
 from boltzsample.samplers.starts import Starts
 from boltzsample.streams import LANE, Stream, block_steps
 from boltzsample.views import Pullback
-from targets import PROBLEMS, problem
+from targets import problem
 from tests.small import SMALL, normal
 
 BY_NAME = {t.problem: t for t in TRIALS}
@@ -120,7 +120,7 @@ def test_the_table_is_a_table() -> None:
 # ---- questions ----
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", [*BY_NAME, "two-modes-far", *sorted(NORMAL_X0 - BY_NAME.keys())])
 def test_quantiles_agree_with_the_card(name: str) -> None:
     law, tail = marginal(problem(name)), problem(name).truth["tail"]
     if law is not None:
@@ -137,6 +137,41 @@ def test_exact_draws_pass(name: str) -> None:
     for q in questions(p):
         e = q.ask(result)
         assert abs(float(e.value) - q.truth) < 4.5 * float(e.stderr), q.name
+
+
+# ---- what it rests on ----
+
+
+def test_no_two_numbers_are_drawn_twice() -> None:
+    """Not by another replicate, lane or block, nor by another replicate's starts."""
+    target, unit = normal(), Diagonal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    chains = Chains.start(target, HMC(), unit, torch.zeros(2, 2 * LANE, 2, dtype=torch.float64), Backend(), Stream(0), 0)
+    noise = torch.cat([chains._noise("draw", block).normal for block in (0, 1)])
+    assert noise.shape == (2 * block_steps(2), 2, 2 * LANE, 2) and noise.unique().numel() == noise.numel()
+    starts = Starts(StudentT(unit))._first(Stream(0), Backend(), 2, 2 * LANE, 0)
+    assert starts.shape == (2, 2 * LANE, 2) and starts.unique().numel() == starts.numel()
+
+
+def test_sampling_is_the_frozen_kernel_step_by_step() -> None:
+    """Nothing adapts in `sample`: its draws are those of the fitted kernel, stepped by hand with the same noise."""
+    fitted = replace(bz.sample(normal(), replace(SMALL, kernel=HMC(L=2)), 640, seed=3, witness=False).sampler, warmup=5)
+    starts = Stream(5).rng().normal(32, 2)
+    draws = bz.sample(normal(), fitted, 640, seed=4, fit=False, starts=starts, witness=False).draws
+    view = Pullback(normal(), fitted.map)
+    state = fitted.kernel.init(view, fitted.map.pull(starts[None]))
+    for name, steps in (("settle", 5), ("draw", 20)):
+        stream = Stream(4).child("mcmc", "sampling", name, "replicate", 0, "lane", 0, "block", 0)
+        noise = fitted.kernel.draw(stream.rng(), (block_steps(2), LANE), 2)
+        for t in range(steps):
+            state, _ = fitted.kernel.step(view, state, Noise(*(part[t, None, :32] for part in noise)))
+            if name == "draw":
+                torch.testing.assert_close(draws.x[:, t], fitted.map.push(state.x)[0][0])
+                torch.testing.assert_close(draws.log_prob[:, t], normal().log_prob(draws.x[:, t]))
+
+
+def test_records_of_replicates_differ() -> None:
+    estimates = [r["est"] for r in records(replace(SMALL_COURT[0], n=64, warmup=20), 6, 2) if r["f"] == "E x_0"]
+    assert len(set(estimates)) == 6
 
 
 # ---- a small court ----
@@ -164,13 +199,14 @@ def test_error_bars_hold(number: int) -> None:
     assert all(cell.verdict == "PASS" for cell, _ in verdicts.values()), table
 
 
-@pytest.mark.parametrize("number", range(len(SMALL_COURT)), ids=lambda i: SMALL_COURT[i].problem)
-def test_bars_too_short_by_half_would_be_seen(number: int) -> None:
+def test_bars_too_short_by_half_would_be_seen() -> None:
+    everything = [r for number in range(len(SMALL_COURT)) for r in heard(number)[1]]
     short = [
         r | {"se": r["se"] / 1.5, "lo": r["est"] - (r["est"] - r["lo"]) / 1.5, "hi": r["est"] + (r["hi"] - r["est"]) / 1.5}
-        for r in heard(number)[1]
+        for r in everything
     ]
-    assert sum(cell.verdict == "SILENT" for cell in cells(short).values()) >= 3
+    assert judge(everything).verdict == "PASS"
+    assert judge(short).verdict == "SILENT"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,36 +220,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     named = {"court_version", "commit", "target", "method", "f", "replicate", "seed", "est", "se", "df", "lo", "hi", "truth", "truth_se"}
     assert set(lines[0]) == named | {"flags", "status", "n_logp", "seconds", "versions"}
     assert lines[:20] == [{**b, "seconds": a["seconds"]} for a, b in zip(lines[:20], lines[20:], strict=True)]
-
-
-# ---- what it rests on ----
-
-
-def test_no_two_numbers_are_drawn_twice() -> None:
-    """Not by another replicate, lane or block, nor by another replicate's starts."""
-    target, unit = normal(), Diagonal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
-    chains = Chains.start(target, HMC(), unit, torch.zeros(2, 2 * LANE, 2, dtype=torch.float64), Backend(), Stream(0), 0)
-    noise = torch.cat([chains._noise("draw", block).normal for block in (0, 1)])
-    assert noise.shape == (2 * block_steps(2), 2, 2 * LANE, 2) and noise.unique().numel() == noise.numel()
-    starts = Starts(StudentT(unit))._first(Stream(0), Backend(), 2, 2 * LANE, 0)
-    assert starts.shape == (2, 2 * LANE, 2) and starts.unique().numel() == starts.numel()
-
-
-def test_sampling_is_the_frozen_kernel_step_by_step() -> None:
-    """Nothing adapts in `sample`: its draws are those of the fitted kernel, stepped by hand with the same noise."""
-    fitted = bz.sample(normal(), replace(SMALL, kernel=HMC(L=2)), 640, seed=3, witness=False).sampler
-    result = bz.sample(normal(), fitted, 640, seed=4, fit=False, starts=torch.ones(1, 2), witness=False)
-    assert fitted.positions is not None and fitted.map is not None
-    view, x = Pullback(normal(), fitted.map), fitted.positions
-    state = fitted.kernel.init(view, fitted.map.pull(x))
-    stream = Stream(4).child("mcmc", "sampling", "draw", "replicate", 0, "lane", 0, "block", 0)
-    noise = fitted.kernel.draw(stream.rng(), (block_steps(2), LANE), 2)
-    for t in range(20):
-        state, _ = fitted.kernel.step(view, state, Noise(*(part[t, None, :32] for part in noise)))
-        torch.testing.assert_close(result.draws.x[:, t], fitted.map.push(state.x)[0][0])
-        torch.testing.assert_close(result.draws.log_prob[:, t], normal().log_prob(result.draws.x[:, t]))
-
-
-def test_records_of_replicates_differ() -> None:
-    estimates = [r["est"] for r in records(replace(SMALL_COURT[0], n=64, warmup=20), 6, 2) if r["f"] == "E x_0"]
-    assert len(set(estimates)) == 6

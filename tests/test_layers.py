@@ -33,7 +33,7 @@ bijections
 constraints
 maps
 views
-adapters
+adapters laws foreign numpy_density jax_density pyro_sites pyro_model
 densities
 networks
 flows

@@ -258,9 +258,9 @@ def test_duplicate_starts_are_the_same_start() -> None:
 
 
 def test_an_easy_run_is_ok() -> None:
-    """Ten seeds of N(0, I): any flag of caution or worse has a false rate of a few per thousand a seed."""
-    results = [bz.sample(normal(3), "mcmc", 4_000, seed=s) for s in range(5)]
-    assert [str(r.status) for r in results] == ["ok"] * 5
+    """Three seeds of N(0, I): any flag of caution or worse has a false rate of a few per thousand a seed."""
+    results = [bz.sample(normal(3), "mcmc", 4_000, seed=s) for s in range(3)]
+    assert [str(r.status) for r in results] == ["ok"] * 3
 
 
 def test_an_easy_run_without_a_gradient_names_its_only_doubt() -> None:

@@ -1,4 +1,4 @@
-"""bz.sample when things go wrong: budgets that end, Ctrl-C, a density that raises. What was drawn is never lost, and never sold as whole."""
+"""bz.sample when things go wrong: budgets that end, Ctrl-C, a density that raises. Nothing drawn is lost, and no part is sold as whole."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def run_at(k: int, act: Callable[[], Any], method: Any = MALA, **settings: Any) 
 
 # ---- budgets ----
 
-BUDGETS = {"gaussian-corr-d10": 60_000, "two-modes-near": 41_000, "cancer": 100_000, "two-modes-far": 300_000}
-OVER = pytest.mark.xfail(reason="BUG: one step of warm-up and of sampling and ten of each L are made whatever they cost: twice the budget")
-
-
-@pytest.mark.parametrize(
-    ("name", "budget"), [*BUDGETS.items(), *(pytest.param(n, 40_000, marks=OVER) for n in ("banana", "funnel-sd3", "student-t5-d10"))]
+BUDGETS = {"gaussian-corr-d10": 60_000, "two-modes-near": 41_000, "cancer": 100_000, "banana": 40_000, "funnel-sd3": 45_000}
+OVER = pytest.mark.xfail(
+    reason="BUG: in 100 dimensions the search alone takes 31,000, and one step of each phase is made whatever it costs"
 )
+
+
+@pytest.mark.parametrize(("name", "budget"), [*BUDGETS.items(), pytest.param("gaussian-ill-d100", 40_000, marks=OVER)])
 def test_a_budget_of_evaluations_is_not_exceeded(name: str, budget: int) -> None:
     counted = Counted(problem(name).target)
     result = bz.sample(counted, "mcmc", 40_000, seed=0, budget=budget)
@@ -79,16 +79,22 @@ def test_what_a_budget_leaves_undrawn_is_said() -> None:
     assert result.evaluations <= 20_000 < result.evaluations + 64
 
 
-@pytest.mark.parametrize("budget", [300, pytest.param(5_000, marks=pytest.mark.xfail(
-    reason="BUG: with 1 or 2 draws a chain no test of stationarity can speak: 11.2 +- 0.4 for a mean of 0, status caution"))]
-)  # fmt: skip
+@pytest.mark.xfail(reason="BUG: one draw a chain silences every test of stationarity: a mean wrong by 9 standard errors is 'caution'")
+@pytest.mark.parametrize("budget", [1000, 5_000, 20_000])
 def test_a_budget_that_ends_before_stationarity_is_not_believed(budget: int) -> None:
-    """Chains that start 40 sd away and are stopped after a step or two: the mean is wrong by hundreds of its errors."""
-    result = bz.sample(normal(), "mcmc", 4_000, seed=0, budget=budget, starts=[[30.0, 30.0], [31.0, 28.0]])
+    """Chains that start 40 sd away and are stopped after a step or two of warm-up."""
+    result = bz.sample(normal(), "mcmc", 4_000, seed=0, budget=budget, starts=[30.0, 30.0])
     wrong = bool((result.means.value / result.means.stderr).abs().max() > 6)
     assert not wrong or result.status == "untrusted"
 
 
+@pytest.mark.xfail(reason="BUG: with starts= a pilot, a warm-up and a draw are made at least once whatever they cost: 14,431 of 5,000")
+@pytest.mark.parametrize("budget", [5_000, 20_000])
+def test_a_small_budget_with_starts_is_not_exceeded(budget: int) -> None:
+    assert bz.sample(normal(), "mcmc", 4_000, seed=0, budget=budget, starts=[0.0, 0.0]).evaluations <= budget
+
+
+@pytest.mark.xfail(reason="BUG: the audit is asked to leave the reserve untouched that was kept for it: a run to its budget has no audit")
 def test_the_reserve_keeps_the_witness_paid() -> None:
     counted = Counted(normal())
     result = sample(counted, n=10**6, budget=100_000, compile=False)
@@ -105,7 +111,7 @@ def _slow(seconds: float) -> bz.Target:
 
 def test_a_budget_of_seconds() -> None:
     began = time.monotonic()
-    result = sample(_slow(0.002), MALA, n=10**6, starts=GIVEN, witness=False, budget=bz.Budget(seconds=0.8))
+    result = sample(_slow(0.002), MALA, n=10**6, starts=GIVEN, witness=False, compile=False, budget=bz.Budget(seconds=0.8))
     assert time.monotonic() - began < 2.5  # 0.8 and a machine under load
     assert severity(result, "STOPPED_EARLY") == "caution" and 16 <= result.draws.x.shape[1] < 1000
 
@@ -117,12 +123,23 @@ def test_a_budget_of_seconds_counts_the_search() -> None:
     assert time.monotonic() - began < 1.5
 
 
-@pytest.mark.parametrize("thin", [1, pytest.param(3, marks=pytest.mark.xfail(
-    reason="BUG: stopped before the first draw kept: RuntimeError 'cannot reshape tensor of 0 elements'", raises=RuntimeError))]
-)  # fmt: skip
+NONE_KEPT = pytest.mark.xfail(
+    reason="BUG: stopped with no draw kept: every question ends in RuntimeError 'cannot reshape'", raises=RuntimeError
+)
+
+
+@pytest.mark.parametrize("thin", [1, pytest.param(3, marks=NONE_KEPT)])
 def test_stopped_before_the_first_draw(thin: int) -> None:
     result = sample(normal(), replace(MALA, thin=thin), starts=GIVEN, witness=False, budget=200)
     assert {"STOPPED_EARLY"} <= codes(result) and result.status != "ok"
+
+
+@pytest.mark.xfail(reason="BUG: +inf is looked for at the end of a block of noise (2048 steps here), not where a run stops inside one")
+def test_positive_infinity_is_an_error_in_a_run_cut_short() -> None:
+    spike = bz.from_log_prob(lambda x: torch.where(x.norm(dim=-1) > 2.5, torch.inf, normal_log_prob(x)), dim=2)
+    walker = bz.MCMC(kernel=bz.RandomWalk(h=torch.tensor(1.0)), chains=32, warmup=0)
+    with pytest.raises(bz.errors.PositiveInfinityError):
+        sample(spike, walker, n=32 * 200, starts=GIVEN, witness=False, fit=False, budget=3_000)
 
 
 # ---- Ctrl-C ----
@@ -174,9 +191,11 @@ def test_ctrl_c_in_the_warm_up_with_thinning() -> None:
 
 
 def test_ctrl_c_in_the_audit_keeps_the_draws() -> None:
-    fn = At(calls() + 60 + 200, _ctrl_c)  # somewhere in the audit or the search before it
+    whole = At(0, lambda: None)
+    sample(whole.target(), MALA, starts=GIVEN)
+    fn = At(whole.calls - 2, _ctrl_c)
     result = sample(fn.target(), MALA, starts=GIVEN)
-    assert fn.calls > fn.k and bool(result.draws.x.isfinite().all())
+    assert fn.calls == whole.calls and result.draws.x.shape == (32, 20, 2)
 
 
 def test_sigterm_is_a_ctrl_c() -> None:
@@ -217,10 +236,10 @@ def test_an_error_while_sampling_carries_what_was_drawn(back: int) -> None:
     assert bool(bz.result(partial).means.value.isfinite().all())
 
 
-@pytest.mark.xfail(reason="BUG: raised in the first step of sampling, it is replaced by RuntimeError 'cannot reshape tensor of 0 elements'")
 def test_an_error_in_the_first_step_of_sampling_is_the_users() -> None:
-    with pytest.raises(Mine):
+    with pytest.raises(Mine) as caught:
         run_at(calls() - 19, _raise)
+    assert caught.value.partial.x.shape == (32, 0, 2)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("back", [25, 50])

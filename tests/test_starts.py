@@ -19,7 +19,7 @@ from boltzsample.streams import Stream
 from boltzsample.target import Target
 from targets import problem
 from tests.counted import Counted
-from tests.small import SMALL, codes, no_gradient, normal, normal_log_prob, sample
+from tests.small import codes, no_gradient, normal, normal_log_prob, sample
 
 CPU = make_backend(None, None, "auto")
 NOWHERE = bz.from_log_prob(lambda x: torch.full_like(x[..., 0], -torch.inf) + 0 * x.sum(-1), dim=2)
@@ -83,10 +83,7 @@ def test_scales_of_eight_decades_in_one_density() -> None:
     assert bool((m.abs() < 3 * s).all()) and bool((s > sd).all()) and bool((s < 30 * sd).all())
 
 
-@pytest.mark.parametrize(
-    "name", ["gaussian-corr-d10", "two-modes-far", "student-t5-d10", pytest.param("rosenbrock", marks=pytest.mark.xfail(
-        reason="BUG: the one log_prob of each of laplace's Newton steps is booked as a gradient row"))]
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["gaussian-corr-d10", "two-modes-far", "student-t5-d10", "rosenbrock"])
 def test_the_price_is_the_rows_asked(name: str) -> None:
     counted = Counted(problem(name).target)
     starts = source(counted)
@@ -102,8 +99,10 @@ def test_without_gradient_the_price_is_right_and_the_target_inside() -> None:
     assert bool((m.abs() < 3 * s).all()) and bool((s > 1).all())
 
 
-@pytest.mark.xfail(reason="BUG: without a gradient the base of N(1000, 1) is 2000 times too wide, that of N(0, 1e-6) 1e5 times")
-@pytest.mark.parametrize(("mean", "sd"), [(1e3, 1.0), (0.0, 1e-6)])
+TOO_WIDE = pytest.mark.xfail(reason="BUG: without a gradient the base of N(0, 1e-6) is thousands of times too wide")
+
+
+@pytest.mark.parametrize(("mean", "sd"), [(1e3, 1.0), (0.0, 1e6), pytest.param(0.0, 1e-6, marks=TOO_WIDE)])
 def test_without_gradient_every_scale_is_covered(mean: float, sd: float) -> None:
     _, s = spread(source(scaled(mean, sd), gradient=False))
     assert bool((s < 100 * sd).all())
@@ -189,8 +188,9 @@ def test_wrong_shapes(name: str, shape: tuple[int, ...]) -> None:
 
 
 def test_user_starts_take_the_runs_dtype() -> None:
-    x = user_starts("starts", torch.ones(2), 2, make_backend(None, torch.float32, "auto"))
-    assert x.shape == (1, 2) and x.dtype == torch.float32
+    assert user_starts("starts", torch.ones(2), 2).shape == (1, 2)
+    starts = sample(normal(), starts=torch.ones(2, dtype=torch.float64), dtype=torch.float32).draws.starts
+    assert starts is not None and starts.dtype == torch.float32
 
 
 @pytest.mark.parametrize("bad", [[2.0, 0.0], [math.nan, 0.0], [math.inf, 0.0]])
@@ -199,13 +199,17 @@ def test_starts_outside_the_support(bad: list[float]) -> None:
         sample(box(-1, 1), starts=[[0.0, 0.0], bad])
 
 
-@pytest.mark.parametrize("witness", [False, pytest.param(True, marks=pytest.mark.xfail(
-    reason="BUG: InitFailed says 'pass starts=', but with starts= the wide search (for the witness) fails the run all the same"))]
-)  # fmt: skip
+@pytest.mark.parametrize("witness", [False, True])
 def test_starts_where_no_search_would_look(witness: bool) -> None:
     result = sample(box(1000, 1001), starts=[[1000.5, 1000.5]], witness=witness)
     assert bool((result.draws.x > 1000).all())
     assert "SINGLE_WITNESS" in codes(result)
+
+
+@pytest.mark.xfail(reason="BUG: the 10400 evaluations of a search that fails are not in the ledger")
+def test_a_search_that_fails_is_paid_all_the_same() -> None:
+    counted = Counted(box(1000, 1001))
+    assert sample(counted, starts=[[1000.5, 1000.5]]).evaluations == counted.total
 
 
 def test_starts_of_a_constrained_density_are_the_users() -> None:
@@ -224,7 +228,6 @@ def test_starts_outside_a_support_are_named() -> None:
         sample(positive, starts=[[-1.0, 2.0]])
 
 
-@pytest.mark.xfail(reason="BUG: starts of a wrong shape for a constrained density end in a RuntimeError of torch", raises=RuntimeError)
 @pytest.mark.parametrize(("support", "starts"), [(constraints.positive, [1.0, 2.0, 3.0, 4.0]), (constraints.simplex, [0.5, 0.5])])
 def test_wrong_shapes_of_constrained_starts(support: Any, starts: list[float]) -> None:
     with pytest.raises(ShapeError, match="starts"):
@@ -252,10 +255,9 @@ def test_without_a_gradient_a_random_walk() -> None:
     result = sample(no_gradient(), bz.MCMC(chains=64, warmup=60, thin=5), 64 * 40)
     assert type(result.sampler.kernel).__name__ == "RandomWalk"
     assert bool((result.means.value / result.means.stderr).abs().max() < 4.5)
-    assert codes(result) & {"SINGLE_WITNESS"} and result.ledger["sampling"][1] == 0
+    assert codes(result) & {"SINGLE_WITNESS"} and result.ledger["sampling"] == (64 + 64 * 40 * 5, 0)
 
 
-@pytest.mark.xfail(reason="BUG: 16 draws a chain at acceptance .23 leave 1.5% of 256 chains unmoved: STUCK_CHAIN on N(0, I) by default")
 def test_the_default_run_without_a_gradient_is_not_untrusted() -> None:
     assert bz.sample(no_gradient(), "mcmc", 4_000, seed=0).status != "untrusted"
 
@@ -268,4 +270,3 @@ def test_a_gradient_kernel_needs_a_gradient() -> None:
 def test_starts_of_a_run_do_not_depend_on_the_kernel() -> None:
     a, b = (sample(normal(), bz.MCMC(kernel=k, chains=32, warmup=0)).draws.starts for k in (bz.MALA(), bz.HMC(L=2)))
     assert a is not None and torch.equal(a, b)
-    assert SMALL.positions is None

@@ -59,7 +59,8 @@ class DualAveraging:
 
     @property
     def frozen(self) -> Tensor:
-        return self.log_h_bar.exp()
+        """The average to go on with; the step it began with after fewer than 10 updates, which are still a search."""
+        return self.log_h_bar.exp() if self.t >= 10 else self.centre.exp() / 3
 
 
 @dataclass(frozen=True)

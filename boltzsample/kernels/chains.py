@@ -71,6 +71,9 @@ def travel(kernel: Kernel, target: Pullback, state: Any, meter: Meter, noise: No
     return state, meter, Path(*(part[0][None] if len(part) == 1 else torch.stack(part) for part in zip(*steps, strict=True)))
 
 
+Step = Callable[..., tuple[Any, Meter, Path]]
+
+
 @dataclass
 class Chains:
     """A batch of chains: `state` in z (replicates, chains, ...), `kernel` and `map` of this moment, and the `meter`."""
@@ -131,14 +134,15 @@ class Chains:
             yield path.accept_prob[0]
 
     def strides(self, n: int, name: str, k: int) -> Iterator[Path]:
-        """Make n transitions with the noise called `name`, k at a time where they are compiled and still left, else one by one."""
+        """Make n transitions with the noise called `name`, k at a time where they are compiled; fewer are left: one by one, eagerly."""
         dim = self.state.x.shape[-1]
         for block in range(-(-n // block_steps(dim))):
             noise, t = self._noise(name, block), 0
             end = min(block_steps(dim), n - block * block_steps(dim))
             while t < end:
-                stride = self.stride(k) if t + k <= end else 1
-                yield self._stride(Noise(*(part[t : t + stride] for part in noise)))
+                whole = self.stride(k) == k and t + k <= end
+                stride = k if whole else 1
+                yield self._stride(Noise(*(part[t : t + stride] for part in noise)), self.stepper if whole else self.stepper.eager)
                 t += stride
             self.check()
 
@@ -172,16 +176,16 @@ class Chains:
         stream = self.stream.child(name, "replicate", replicate, "lane", lane, "block", block)
         return self.kernel.draw(stream.rng(self.backend.dtype, self.backend.device), (block_steps(dim), LANE), dim)
 
-    def _stride(self, noise: Noise) -> Path:
-        pieces = self._by_chunk(lambda part: self._move(part, noise), self.state.x.shape[1])
+    def _stride(self, noise: Noise, step: Step) -> Path:
+        pieces = self._by_chunk(lambda part: self._move(part, noise, step), self.state.x.shape[1])
         self.state, self.meter, path = pieces[0] if len(pieces) == 1 else _join(pieces)
         self.rows += path.accept_prob.numel()
         return path
 
-    def _move(self, part: slice, noise: Noise) -> tuple[Any, Meter, Path]:
+    def _move(self, part: slice, noise: Noise, step: Step) -> tuple[Any, Meter, Path]:
         state, meter = type(self.state)(*(s[:, part] for s in self.state)), Meter(*(m[:, part] for m in self.meter))
         here = Noise(*(n[:, :, part] for n in noise))
-        return self.stepper(self.kernel, Pullback(self.target, self.map), state, meter, here)
+        return step(self.kernel, Pullback(self.target, self.map), state, meter, here)
 
     def _by_chunk(self, work: Callable[[slice], T], chains: int) -> list[T]:
         """work done for each chunk of chains; where memory runs out, all of it again in chunks half as large."""

@@ -19,21 +19,21 @@ STEPS = 60
 
 
 class Burst(NamedTuple):
-    """What was visited: x (STEPS, k, dim) and log_p (STEPS, k)."""
+    """What was visited: x (steps, k, dim) and log_p (steps, k)."""
 
     x: Tensor
     log_p: Tensor
 
 
-def price(points: int, gradient: bool) -> tuple[int, int]:
+def price(points: int, gradient: bool, steps: int = STEPS) -> tuple[int, int]:
     """(log_prob rows, log_prob_and_grad rows) of a burst."""
-    rows = (STEPS + 1) * points
+    rows = (steps + 1) * points
     return (0, rows) if gradient else (rows, 0)
 
 
-def draw(rng: Rng, points: int, dim: int) -> Noise:
-    """The noise of a burst, (STEPS, points, ...)."""
-    return RandomWalk().draw(rng, (STEPS, points), dim)
+def draw(rng: Rng, points: int, dim: int, steps: int = STEPS) -> Noise:
+    """The noise of a burst, (steps, points, ...)."""
+    return RandomWalk().draw(rng, (steps, points), dim)
 
 
 def burst(target: Target, x: Tensor, reach: Tensor, noise: Noise, gradient: bool) -> Burst:
@@ -41,24 +41,33 @@ def burst(target: Target, x: Tensor, reach: Tensor, noise: Noise, gradient: bool
     log_h = 2 * reach.log() if gradient else reach.log()
     state: Any = None
     seen = []
-    for i in range(STEPS):
+    for i in range(len(noise.uniform)):
         kernel: Any = MALA(log_h.exp()) if gradient else RandomWalk(log_h.exp())
         state = kernel.init(target, x) if state is None else state
         state, info = kernel.step(target, state, Noise(*(part[i] for part in noise)))
-        log_h = log_h + 8.0 / (i + 8) * (info.accept_prob - kernel.target_accept)
+        log_h = log_h + 15.0 / (i + 15) * (info.accept_prob - kernel.target_accept)
         seen.append(state)
     return Burst(torch.stack([s.x for s in seen]), torch.stack([s.log_p for s in seen]))
 
 
-def travelling(log_p: Tensor, window: float) -> Tensor:
-    """Which points (k) have not arrived: log_p (steps, k) rises over the second half (mean rise 3 of its errors above zero), or
-    lies more than `window` below the median of those that do not rise.
+def arrived(seen: Burst) -> Tensor:
+    """Which points (k) were in equilibrium over the second half of a burst: they moved, and log_p did not rise on average.
 
-    A chain in equilibrium does not rise, and one that leaves an optimum falls. The median, not the best: at the optimum of a
-    funnel log_p is a hundred nats above its typical values.
+    A chain in equilibrium does not rise, and one that leaves an optimum falls.
     """
-    rise = log_p[len(log_p) // 2 :].diff(dim=0).nan_to_num(nan=torch.inf)
-    up = rise.mean(0) > 3 * rise.std(0) / len(rise) ** 0.5
-    calm = log_p[-1] if bool(up.all()) else log_p[-1][~up]
-    low: Tensor = log_p[-1] < calm.median() - window
-    return low if bool(up.all()) else up | low
+    half = len(seen.x) // 2
+    moved = (seen.x[half:].diff(dim=0) != 0).any(-1).double().mean(0) > 0.2
+    rise = seen.log_p[half:].diff(dim=0).nan_to_num(nan=torch.inf)
+    up: Tensor = rise.mean(0) > 3 * rise.std(0) / len(rise) ** 0.5
+    return moved & ~up
+
+
+def log_mass(seen: Burst) -> Tensor:
+    """log of the mass (k), up to a constant, of the region each point wandered through in the second half of a burst: mean log_p
+    plus the log of the volume.
+
+    Density alone would judge wrongly: the neck of a funnel and a narrow spike are high but small, a broad region is low but large.
+    """
+    half = len(seen.x) // 2
+    spread = seen.x[half:].std(0).clamp(min=torch.finfo(seen.x.dtype).tiny)
+    return seen.log_p[half:].mean(0) + spread.log().sum(-1)

@@ -204,6 +204,8 @@ def _flags(chains: Chains, trace: _Trace, run: Run) -> tuple[Flag, ...]:
         flags.append(flag("NAN_EVAL", value=share, threshold=0.001, severity=severity, detail=f"{nan} of {made} proposals"))
     if diverged > 0.001 * made:
         flags.append(flag("DIVERGENCES", value=diverged / made, threshold=0.001, detail=f"{diverged} of {made} trajectories"))
+    if trace.made and not bool(chains.meter.moves.any()):
+        flags.append(flag("STUCK_CHAIN", detail="no proposal of any chain was accepted"))
     if isinstance(chains.kernel, ULA):
         flags.append(flag("UNADJUSTED"))
     if chains.split:

@@ -19,7 +19,8 @@ from boltzsample.kernels.chains import Chains, Path
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run
 
-WARMUP_SHARE = 0.5  # of the budget
+PILOT_SHARE = 0.2  # of the budget
+WARMUP_SHARE = 0.6  # pilot included
 DENSE_UP_TO = 128  # dimensions
 PILOT_L = 8  # leapfrogs while the pilot warms up
 MOST_LEAPFROGS = 64
@@ -54,29 +55,36 @@ def account(run: Run, phase: str, chains: Chains) -> None:
     run.ledger.add(phase, (1, 0) if b == 0 else (0, 1), chains.inits)
 
 
-def warm_up(chains: Chains, warmup: int, dense: bool | None, run: Run, bar: Progress) -> None:
-    """Adapt the chains in place and leave them with a frozen kernel and map."""
+def warm_up(chains: Chains, warmup: int, dense: bool | None, run: Run, bar: Progress, share: float = WARMUP_SHARE) -> None:
+    """Adapt the chains in place and leave them with a frozen kernel and map; nothing at all for no steps."""
     kernel: Any = chains.kernel
+    if warmup == 0:
+        return
     replicates = chains.state.x.shape[0]
     h = kernel.h.to(chains.state.x).expand(replicates, 1).clone()
     windows = WINDOWS if warmup >= 20 else [(1.0, False)]
-    for i, (share, metric) in enumerate(windows):
-        h, moments = _window(chains, h, max(1, round(share * warmup)), f"window {i}", _dense(dense, chains), run, bar)
-        if metric and moments.n > 0 and not why_stop(chains, run, WARMUP_SHARE):
+    for i, (part, metric) in enumerate(windows):
+        if i and why_stop(chains, run, share):
+            break
+        paths = until_stopped(chains, max(1, round(part * warmup)), f"window {i}", run, share)
+        h, moments = _window(chains, h, paths, max(1, round(part * warmup)), _dense(dense, chains), run, bar)
+        if metric and moments.n > 0:
             chains.retune(with_step(kernel, h), moments.refine(chains.map))
     chains.retune(with_step(kernel, h))
     made = chains.rows // chains.state.log_p.numel()
-    if made < warmup - len(windows) and (why := why_stop(chains, run, WARMUP_SHARE)):
+    if made < warmup - len(windows) and share == WARMUP_SHARE and (why := why_stop(chains, run, share)):
         run.notes.append(flag(why, detail=f"{made} of {warmup} warm-up steps"))
 
 
-def _window(chains: Chains, h: Tensor, steps: int, name: str, dense: bool, run: Run, bar: Progress) -> tuple[Tensor, Moments]:
+def _window(
+    chains: Chains, h: Tensor, paths: Iterator[Path], steps: int, dense: bool, run: Run, bar: Progress
+) -> tuple[Tensor, Moments]:
     """Tune the step size from h (replicates, 1) on for some steps; its average, and the moments of the second half in z."""
     kernel: Any = chains.kernel
     tuner = DualAveraging.start(h)
     moments = Moments.start(chains.state.x, dense and chains.state.x.shape[1] * steps > 20 * chains.state.x.shape[-1])
     chains.retune(with_step(kernel, tuner.h))
-    for i, path in enumerate(until_stopped(chains, steps, name, run, WARMUP_SHARE)):
+    for i, path in enumerate(paths):
         tuner = tuner.update(path.accept_prob[0], kernel.target_accept, harmonic=kernel.price[1] > 0)
         chains.retune(with_step(kernel, tuner.h))
         if i >= steps // 2:
@@ -91,10 +99,10 @@ def _dense(dense: bool | None, chains: Chains) -> bool:
 
 def best_leapfrogs(pilot: Chains, warmup: int, dense: bool | None, run: Run, bar: Progress) -> int:
     """The number of leapfrogs L = 1, 2, 4, ... with the most effective draws for each gradient, on chains then forgotten."""
-    warm_up(pilot, warmup, dense, run, bar)
+    warm_up(pilot, warmup, dense, run, bar, PILOT_SHARE)
     account(run, "pilot", pilot)
     best, best_score, L = PILOT_L, -1.0, 1
-    while L <= MOST_LEAPFROGS and not run.must_stop(share=WARMUP_SHARE):
+    while L <= MOST_LEAPFROGS and not run.must_stop(MOVES * L * pilot.state.log_p.numel(), PILOT_SHARE):
         score = _score(pilot, L, run)
         if score > best_score:
             best, best_score = L, score

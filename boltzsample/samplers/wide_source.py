@@ -1,8 +1,9 @@
 """The wide source: a search for the regions of a density, from which everything global is drawn.
 
-Scale search: z ~ N(0, I) times s for s = 1e-6 .. 1e6; keep finite log_prob; a short ascent from each; a burst from each end,
-joined by Laplace draws at the distinct optima (a short burst cannot know the long axes of an ill-conditioned density). Points
-whose log_prob still rises are travelling and dropped. The wide base is a Student-t_5 with the mean and 3^2 times the covariance
+Scale search: z ~ N(0, I) times s for s = 1e-6 .. 1e6; keep finite log_prob; a burst from each, and from the end of a short ascent
+from each: ascents alone would end in the narrowest spike of a density and never see the broad region around it. Points that do
+not move or still rise are on their way and dropped. Laplace draws at the distinct optima join them (a short burst cannot know
+the long axes of an ill-conditioned density). The wide base is a Student-t_5 with the mean and 3^2 times the covariance
 of all points reached: never a Laplace covariance alone (the funnel's only optimum is at v = -40), never the draws it will be
 used to judge.
 """
@@ -21,6 +22,7 @@ from boltzsample.errors import InitFailed
 from boltzsample.laplace import distinct, laplace
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers import burst as bursts
+from boltzsample.samplers.burst import Burst
 from boltzsample.samplers.starts import TRIES, WIDEN, Starts
 from boltzsample.streams import Stream
 from boltzsample.target import Target
@@ -29,6 +31,7 @@ PER_SCALE = 8  # points for each of the 13 scales
 ASCENT_ROUNDS = 100  # 30 leave a Student-t started at 1e4 on its way
 POLISH_ROUNDS = 200
 EVOLVE_ROUNDS = 150
+LONG_BURST = 150  # steps from where nothing has climbed
 DENSE_UP_TO = 500  # dimensions
 LAPLACE_UP_TO = 200  # dimensions: a Hessian costs 2 dim gradients
 MOST_OPTIMA = 8
@@ -37,29 +40,39 @@ SHRINK = 1e-3
 
 def wide_source(target: Target, backend: Backend, stream: Stream, *, gradient: bool, modes: Tensor | None = None) -> Starts:
     """Search scales, climb, wander, and fit the wide base to the points reached. Raises InitFailed."""
-    x, log_rows = _search(target, backend, stream)
-    grad_rows = 0
-    if modes is not None:
-        x = torch.cat([x, modes])
-    climb = None
+    found, log_rows = _search(target, backend, stream)
+    found = found if modes is None else torch.cat([found, modes])
+    rows, climb = (log_rows, 0), None
     if gradient:
-        climb = ascend(target, x, reach=_reach(x), rounds=ASCENT_ROUNDS)
-        grad_rows, x = climb.rows, climb.x
+        climb = ascend(target, found, reach=_reach(found), rounds=ASCENT_ROUNDS)
+        top, rows = climb.x, (log_rows, climb.rows)
     else:
         climbers = stream.child("evolve").rng(backend.dtype, backend.device)
-        x = evolve(target, x, reach=_reach(x), rng=climbers, rounds=EVOLVE_ROUNDS)
-        log_rows += (EVOLVE_ROUNDS + 1) * len(x)
+        top = evolve(target, found, reach=_reach(found), rng=climbers, rounds=EVOLVE_ROUNDS)
+        rows = (log_rows + (EVOLVE_ROUNDS + 1) * len(found), 0)
     rng = stream.child("burst").rng(backend.dtype, backend.device)
-    seen = bursts.burst(target, x, _reach(x), bursts.draw(rng, *x.shape), gradient)
-    arrived = ~bursts.travelling(seen.log_p, _window(target))
-    reached = seen.x[bursts.STEPS // 2 :, arrived].reshape(-1, target.dim)
-    spent = bursts.price(len(x), gradient)
-    rows = (log_rows + spent[0], grad_rows + spent[1])
+    high = bursts.burst(target, top, _reach(top), bursts.draw(rng, *top.shape), gradient)
+    low = bursts.burst(target, found, _reach(found), bursts.draw(rng, *found.shape, LONG_BURST), gradient)
+    good = _worth_keeping(high, low, _window(target))
+    last = bursts.STEPS // 2
+    reached = torch.cat([high.x[-last:], low.x[-last:]], 1)[:, good].flatten(0, 1)
+    height = float(torch.cat([high.log_p[-1], low.log_p[-1]])[good].quantile(0.1))
+    for steps in (bursts.STEPS, LONG_BURST):
+        spent = bursts.price(len(found), gradient, steps)
+        rows = (rows[0] + spent[0], rows[1] + spent[1])
     if climb is not None and target.dim <= LAPLACE_UP_TO:
         extra, (log_more, grad_more) = _laplace_draws(target, climb, reached, backend, stream)
         reached, rows = torch.cat([reached, extra]), (rows[0] + log_more, rows[1] + grad_more)
-    height = float(seen.log_p[-1, arrived].quantile(0.1))
     return Starts(StudentT(_widened(reached)), reached=reached, modes=modes, rows=rows, has_gradient=gradient, height=height)
+
+
+def _worth_keeping(high: Burst, low: Burst, window: float) -> Tensor:
+    """Which points of both bursts have arrived in a region whose mass is within `window` nats of the largest; if none, the largest."""
+    arrived = torch.cat([bursts.arrived(high), bursts.arrived(low)])
+    mass = torch.cat([bursts.log_mass(high), bursts.log_mass(low)]).nan_to_num(nan=-torch.inf)
+    arrived = arrived if bool(arrived.any()) else mass > -torch.inf
+    keep: Tensor = arrived & (mass >= mass[arrived].max() - window)
+    return keep
 
 
 def _search(target: Target, backend: Backend, stream: Stream) -> tuple[Tensor, int]:

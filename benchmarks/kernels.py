@@ -1,0 +1,236 @@
+"""Gradient evaluations per second of a many-chain HMC transition (L = 10 leapfrogs, float32), and what they are spent on.
+
+A transition costs L F + noise + rest: F is one value-and-gradient inside a compiled graph, its call overhead removed,
+
+    F = (time of a graph with 20 chained ones - time of one with 10) / 10,
+
+noise is the drawing of momenta and coins, rest is the library's own share. With blackjax installed (extra `bench`) its vmapped,
+jitted HMC runs beside ours: the same target, step size and chains, float32, order alternated, medians of the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+L = 10
+H = 0.05
+STRIDE = 5
+REPEATS = 7
+
+
+class Case(NamedTuple):
+    """A target in torch and, for the peer, in jax; `x0` (chains, dim) is where chains stand."""
+
+    log_prob: Callable[[Tensor], Tensor]
+    jax_log_prob: Callable[[Any, Any], Any]  # (jax.numpy, x (dim,)) -> ()
+    dim: int
+
+
+def gauss() -> Case:
+    return Case(lambda x: -0.5 * x.square().sum(-1), lambda np, x: -0.5 * (x * x).sum(), 100)
+
+
+def ill_conditioned() -> Case:
+    a = torch.randn(100, 100, generator=torch.Generator().manual_seed(0))
+    P = (a @ a.T / 100 + 0.05 * torch.eye(100)).float()
+    Q = P.numpy()
+    return Case(lambda x: -0.5 * ((x @ P.to(x)) * x).sum(-1), lambda np, x: -0.5 * (x @ np.asarray(Q) @ x), 100)
+
+
+def funnel() -> Case:
+    def log_prob(x: Tensor) -> Tensor:
+        v, y = x[:, 0], x[:, 1:]
+        return -v.square() / 18 - 0.5 * y.square().sum(-1) * (-v).exp() - 4.5 * v
+
+    def peer(np: Any, x: Any) -> Any:
+        return -x[0] ** 2 / 18 - 0.5 * (x[1:] ** 2).sum() * np.exp(-x[0]) - 4.5 * x[0]
+
+    return Case(log_prob, peer, 10)
+
+
+def many_well() -> Case:
+    def log_prob(x: Tensor) -> Tensor:
+        a, b = x[:, :16], x[:, 16:]
+        return (-a.pow(4) + 6 * a.square() + 0.5 * a - 0.5 * b.square()).sum(-1)
+
+    def peer(np: Any, x: Any) -> Any:
+        a, b = x[:16], x[16:]
+        return (-(a**4) + 6 * a**2 + 0.5 * a - 0.5 * b**2).sum()
+
+    return Case(log_prob, peer, 32)
+
+
+def cancer() -> Case:
+    from targets.data import breast_cancer
+
+    X, y = breast_cancer()
+    A, b = torch.as_tensor(X).float(), torch.as_tensor(y).float()
+    An, bn = A.numpy(), b.numpy()
+
+    def log_prob(w: Tensor) -> Tensor:
+        z = w @ A.to(w).T
+        return (b.to(w) * z - torch.nn.functional.softplus(z)).sum(-1) - 0.5 * w.square().sum(-1)
+
+    def peer(np: Any, w: Any) -> Any:
+        z = np.asarray(An) @ w
+        return (np.asarray(bn) * z - np.logaddexp(z, 0.0)).sum() - 0.5 * (w**2).sum()
+
+    return Case(log_prob, peer, A.shape[1])
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "gauss d=100": gauss,
+    "ill-conditioned gauss d=100": ill_conditioned,
+    "funnel d=10": funnel,
+    "many-well d=32": many_well,
+    "cancer 569x31": cancer,
+}
+
+
+def ours(case: Case, chains: int) -> tuple[Callable[[int], float], Any, float]:
+    """A function (transitions) -> seconds, the Chains behind it, and the seconds the first strides took (compiling)."""
+    from boltzsample import HMC, from_log_prob
+    from boltzsample.backend import Backend
+    from boltzsample.kernels.chains import Chains
+    from boltzsample.maps import Diagonal
+    from boltzsample.streams import Stream
+
+    target = from_log_prob(case.log_prob, case.dim)
+    backend = Backend(dtype=torch.float32, compile=True)
+    unit = Diagonal(torch.zeros(1, 1, case.dim), torch.ones(1, 1, case.dim))
+    x = 0.1 * torch.randn(1, chains, case.dim, generator=torch.Generator().manual_seed(1))
+    kernel = HMC(h=torch.full((1, 1), H), L=L)
+    moving = Chains.start(target, kernel, unit, x, backend, Stream(0), 10**6)
+
+    def run(transitions: int) -> float:
+        began = time.perf_counter()
+        for _ in moving.strides(transitions, "benchmark", STRIDE):
+            pass
+        return time.perf_counter() - began
+
+    return run, moving, run(2 * STRIDE)
+
+
+def floor(case: Case, chains: int) -> float:
+    """F: seconds of one value-and-gradient of the batch inside a compiled graph."""
+    from boltzsample import from_log_prob
+    from boltzsample.backend import compile_whole
+    from boltzsample.target import log_prob_and_grad
+
+    target = from_log_prob(case.log_prob, case.dim)
+
+    def chained(n: int) -> Callable[[Tensor], Tensor]:
+        def graph(x: Tensor) -> Tensor:
+            for _ in range(n):
+                log_p, grad = log_prob_and_grad(target, x)
+                x = x + 1e-3 * grad + 1e-30 * log_p[:, None]
+            return x
+
+        return compile_whole(graph)
+
+    x = 0.1 * torch.randn(chains, case.dim, generator=torch.Generator().manual_seed(1))
+    ten, twenty = chained(10), chained(20)
+    differences = [_best(lambda: twenty(x)) - _best(lambda: ten(x)) for _ in range(5)]
+    return max(statistics.median(differences) / 10, 1e-9)
+
+
+def noise(moving: Any) -> float:
+    """Seconds of noise for one transition."""
+    from boltzsample.streams import block_steps
+
+    times = []
+    for block in range(5):
+        began = time.perf_counter()
+        moving._noise("noise", block)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times) / block_steps(moving.state.x.shape[-1])
+
+
+def peer(case: Case, chains: int) -> Callable[[int], float] | None:
+    """blackjax's HMC with the same step size and leapfrogs, vmapped over chains, scanned over transitions; None without it."""
+    try:
+        import blackjax
+        import jax
+        import jax.numpy as jnp
+    except ImportError:
+        return None
+    algorithm = blackjax.hmc(lambda x: case.jax_log_prob(jnp, x), H, jnp.ones(case.dim), L)
+
+    def scan(key: Any, state: Any, transitions: int) -> Any:
+        def one(carry: Any, k: Any) -> Any:
+            new, _ = jax.vmap(algorithm.step)(jax.random.split(k, chains), carry)
+            return new, new.position
+
+        return jax.lax.scan(one, state, jax.random.split(key, transitions))
+
+    jitted = jax.jit(scan, static_argnums=2)
+    x = 0.1 * jax.random.normal(jax.random.key(1), (chains, case.dim), dtype=jnp.float32)
+    state = jax.vmap(algorithm.init)(x)
+
+    def run(transitions: int) -> float:
+        jax.block_until_ready(jitted(jax.random.key(0), state, transitions))  # compiled here, once a length
+        began = time.perf_counter()
+        jax.block_until_ready(jitted(jax.random.key(2), state, transitions))
+        return time.perf_counter() - began
+
+    return run
+
+
+def _best(work: Callable[[], Any]) -> float:
+    work()
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def measure(name: str, chains: int) -> str:
+    """One row of the table."""
+    case = CASES[name]()
+    run, moving, compiling = ours(case, chains)
+    other = peer(case, chains)
+    transitions = max(STRIDE, int(0.25 / max(run(4 * STRIDE) / (4 * STRIDE), 1e-6)) // STRIDE * STRIDE)  # about a quarter second
+    pairs = []
+    for i in range(REPEATS):
+        if other is not None and i % 2:
+            theirs = other(transitions)
+            pairs.append((run(transitions), theirs))
+        else:
+            mine = run(transitions)
+            pairs.append((mine, other(transitions) if other is not None else math.nan))
+    per = statistics.median(a for a, _ in pairs) / transitions
+    ratio = statistics.median(b / a for a, b in pairs)
+    f, z = floor(case, chains), noise(moving)
+    rest = per - L * f - z
+    rates = f"{L * chains / per:.1e} | {L * f * 1e6:.0f} | {z * 1e6:.0f} ({z * 1e9 / (chains * case.dim):.1f}) | {rest * 1e6:.0f}"
+    return f"| {name} | {chains} | {rates} | {rest / (L * f):.2f} | {compiling:.0f} | {ratio:.2f} |"
+
+
+def run(args: argparse.Namespace) -> int:
+    torch.set_num_threads(args.threads)
+    print(f"threads {args.threads}, torch {torch.__version__}, float32, HMC L = {L}, strides of {STRIDE}\n")
+    print("| target | chains | grads/s | L F (us) | noise (us; ns per normal) | rest (us) | rest / L F | compile (s) | ours / blackjax |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    with torch.no_grad():
+        for name in args.target or CASES:
+            for chains in args.chains:
+                print(measure(name, chains), flush=True)
+    return 0
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser("kernels", help="gradients per second of compiled transitions, beside blackjax where installed")
+    parser.add_argument("--target", nargs="*", choices=list(CASES), help="targets (default: all)")
+    parser.add_argument("--chains", nargs="*", type=int, default=[64, 1024])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.set_defaults(run=run)
