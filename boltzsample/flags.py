@@ -43,7 +43,7 @@ KINDS: dict[str, Kind] = {
     "RHAT": Kind("caution", "split R-hat says that the chains disagree", "run longer (n=) or use a method that crosses between modes"),
     "NESTED_RHAT": Kind("untrusted", "chains from different starts have different means", "run longer; between far modes no run of local moves is long enough"),
     "ESS_LOW": Kind("caution", "few effectively independent draws", "increase n"),
-    "TAU_UNRESOLVED": Kind("caution", "chains too short to measure their own autocorrelation", "use 8 chains or more, or 50 autocorrelation times a chain"),
+    "TAU_UNRESOLVED": Kind("caution", "chains too short to measure their own autocorrelation", "raise n= or thin= so that each chain is worth more draws"),
     "TAU_FLOORED": Kind("info", "chains look antithetic; the autocorrelation time was floored", "nothing: the error bar is conservative"),
     "FEW_UNITS": Kind("caution", "fewer than four independent chains", "use 16 chains or more"),
     "ONE_UNIT": Kind("untrusted", "a single chain cannot reveal a second mode", "use 16 chains or more with dispersed starts"),

@@ -114,8 +114,16 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
     def flags(self) -> tuple[Flag, ...]:
         """Everything found, the worst first; `index` of a flag counts coordinates in the order of `labels`."""
         log_z = self.log_z().flags if self.config.get("log_z") is True else ()
-        found = dict.fromkeys([*self.draws.flags, *self.means.flags, *log_z])
+        found = dict.fromkeys([*self.draws.flags, *self.means.flags, *log_z, *self._height_flags()])
         return tuple(sorted(found, key=lambda f: -f.status.rank))
+
+    def _height_flags(self) -> list[Flag]:
+        """What is to be said of log_prob as one more functional: regions of unlike height can share all their means."""
+        if self.replicates or bool(self.draws.log_prob.isnan().any()):
+            return []
+        flags = expectation(self.draws.log_prob, self.draws).flags
+        known = {f.code for f in (*self.draws.flags, *self.means.flags)}
+        return [replace(f, index=None, detail="of log_prob; " + f.detail) for f in flags if f.code not in known and f.severity != "info"]
 
     @cached_property
     def means(self) -> Estimate:

@@ -70,12 +70,12 @@ def sample(
     _check_arguments(target, n, replicates)
     sampler, name = _sampler(method)
     backend = make_backend(device, dtype, compile, chunk)
-    stream, ledger = root(seed), Ledger()
-    limit = Budget(evaluations=budget) if isinstance(budget, int) else budget or Budget()
+    stream, ledger, began = root(seed), Ledger(), time.monotonic()
+    limit = _budget(budget)
     with _quiet(backend), Interrupt() as interrupt:
         with _timed(ledger, "starts"):
             source = _starts(target, starts, modes, backend, stream, ledger, limit, witness)
-        run = Run(backend, stream, source, ledger, limit, Progress(progress), interrupt, replicates, _reserve(limit, witness))
+        run = Run(backend, stream, source, ledger, limit, Progress(progress), interrupt, replicates, _reserve(limit, witness), began=began)
         if fit:
             with _timed(ledger, "warm-up"):
                 sampler = sampler.fit(target, run)
@@ -104,6 +104,14 @@ def _check_arguments(target: Any, n: int, replicates: int) -> None:
     for name, value in (("n", n), ("replicates", replicates)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**12:
             raise ValueError(f"{name} is {value!r}; wanted an integer from 1 to 10^12")
+
+
+def _budget(budget: Any) -> Budget:
+    if budget is None or isinstance(budget, Budget):
+        return budget or Budget()
+    if isinstance(budget, bool) or not isinstance(budget, int):
+        raise ValueError(f"budget is {budget!r}; wanted an integer number of evaluations, or bz.Budget(evaluations=, seconds=)")
+    return Budget(evaluations=budget)
 
 
 def _sampler(method: str | Sampler) -> tuple[Sampler, str]:
@@ -169,7 +177,7 @@ def _searched(target: Target, source: Starts, modes: Tensor | None, backend: Bac
 
 def _located(name: str, points: Any, target: Target, backend: Backend, ledger: Ledger) -> Tensor:
     """The user's points in the sampler's space (k, dim). Raises ShapeError, InitFailed."""
-    points = torch.as_tensor(points).detach().to(backend.device, backend.dtype)
+    points = _on(points, backend)
     pull = getattr(target, "pull", None)
     x = user_starts(name, points if pull is None else _pulled(name, points, pull), target.dim)
     good = target.log_prob(x).isfinite()
@@ -182,11 +190,19 @@ def _located(name: str, points: Any, target: Target, backend: Backend, ledger: L
     return x
 
 
-def _pulled(name: str, points: Tensor, pull: Any) -> Tensor:
+def _on(points: Any, backend: Backend) -> Any:
+    """Points, or a dict of named ones, in the run's dtype and on its device."""
+    if isinstance(points, dict):
+        return {name: _on(value, backend) for name, value in points.items()}
+    return torch.as_tensor(points).detach().to(backend.device, backend.dtype)
+
+
+def _pulled(name: str, points: Any, pull: Any) -> Tensor:
     try:
         z: Tensor = pull(points)
     except (RuntimeError, ValueError) as error:
-        raise ShapeError(f"{name} of shape {tuple(points.shape)} are no points of the density's support ({_first(error)})") from error
+        came = f" of shape {tuple(points.shape)}" if isinstance(points, Tensor) else ""
+        raise ShapeError(f"{name}{came} are no points of the density's support ({_first(error)})") from error
     return z
 
 

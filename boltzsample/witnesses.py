@@ -1,16 +1,19 @@
 """Second witnesses: independent looks for mass that the draws may have missed (TRUST.md, the witness rule).
 
-The optimum audit climbs from 256 draws of the wide source (never from the draws it judges). An optimum is *required* if the
-climb converged, its Hessian is negative definite, its Laplace share m of all the masses found is at least 1e-3 and
-m n_eff >= 20. It is *visited* if a draw lies in the .999 ball of its Laplace Gaussian, or if the same climb from one of 256
-draws ends there. A required optimum not visited is WITNESS_CONFLICT. The audit counts as a witness if at least 64 of its climbs
-converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS says so. Far modes are found; a spike of
-volume 1e-6 with no start near it is not, by anybody.
+The optimum audit climbs from 256 points that owe nothing to the draws it judges: a scale search of its own, and the wide source.
+An optimum is *required* if the climb converged, its Hessian is negative definite, its Laplace share m of all the masses found is
+at least 1e-3 and m n_eff >= 20. It is *visited* if a tenth of m or more of the draws lie in the .999 ball of its Laplace Gaussian
+(one stray chain is no visit), or if as many climbs from 256 of the draws end there and it is no more than the top of their own
+region: its Laplace mass must then be small against the Gaussian mass of the draws, median log p + d/2 + 1/2 log det 2 pi S, or it
+is a spike that they walk past. A required optimum not visited is WITNESS_CONFLICT. The audit counts as a witness if at least 64
+of its climbs converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS says so. What no climb reaches it
+cannot see: a narrow mode away from the origin, with most of the space flat around it, stays hidden from everybody.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from boltzsample.flags import Flag, flag
 from boltzsample.laplace import Laplace, distinct, laplace
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.sampler import Run
+from boltzsample.samplers.wide_source import search
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
@@ -33,6 +37,8 @@ ENOUGH = 64  # converged climbs that make an audit
 SHARE = 1e-3
 EXPECTED_DRAWS = 20.0
 BALL = 0.999
+ENOUGH_VISITS = 0.1  # of an optimum's share
+SMALL = 0.1  # Laplace mass against that of the draws
 HESSIAN_UP_TO = 500  # dimensions
 
 
@@ -62,16 +68,12 @@ def optimum_audit(target: Target, replicates: list[Draws], map: Diagonal | Dense
 
     `map` x = m + L z sets the units of the climb. One set of climbs serves all replicates.
     """
-    if run.starts.base is None or not run.starts.has_gradient or target.dim > HESSIAN_UP_TO:
-        why = "no gradient" if not run.starts.has_gradient else f"audits end at {HESSIAN_UP_TO} dimensions"
+    if (why := _why_not(target, run)) is not None:
         return [no_audit(why)] * len(replicates)
-    price = CLIMBS * ROUNDS // 2
-    if run.must_stop(price):
-        return [no_audit("no budget was left for the optimum audit")] * len(replicates)
     units = _units(map if map is not None else run.starts.first_map(run.backend, target.dim))
     view = Pullback(target, units)
     with run.progress.phase("optimum audit", 1) as bar:
-        climbs = _climb(view, _wide_points(run, units), run)
+        climbs = _climb(view, _points(target, run, units), run)
         optima, group = _optima(view, climbs, run)
         verdicts = [_judge(view, climbs, optima, group, draws, units, run) for draws in replicates]
         bar.update(1, evaluations=run.ledger.total)
@@ -85,14 +87,30 @@ def _units(map: Diagonal | Dense) -> Diagonal | Dense:
     return map if map.m.ndim == 1 else Dense(map.m[0, 0], map.L[0])
 
 
-def _wide_points(run: Run, units: Diagonal | Dense) -> Tensor:
+def _why_not(target: Target, run: Run) -> str | None:
+    """Why there can be no audit, in words."""
+    if not run.starts.has_gradient:
+        return "the optimum audit needs a gradient"
+    if target.dim > HESSIAN_UP_TO:
+        return f"the optimum audit ends at {HESSIAN_UP_TO} dimensions"
+    if run.starts.base is None:
+        return "there is no wide source to climb from"
+    if (why := replace(run, reserve=0).must_stop(CLIMBS * ROUNDS // 2)) is None:
+        return None
+    return "the run was interrupted before the optimum audit" if why == "INTERRUPTED" else "no budget was left for the optimum audit"
+
+
+def _points(target: Target, run: Run, units: Diagonal | Dense) -> Tensor:
+    """CLIMBS points in z: a scale search with a stream of its own, then draws of the wide base; and the user's modes."""
     assert run.starts.base is not None
-    x = run.starts.base.sample(run.stream.child("audit").rng(run.backend.dtype, run.backend.device), CLIMBS)
-    return units.pull(x if run.starts.modes is None else torch.cat([run.starts.modes, x]))
+    found, rows = search(target, run.backend, run.stream.child("audit"))
+    run.ledger.add("witness", (rows, 0))
+    x = run.starts.base.sample(run.stream.child("audit").rng(run.backend.dtype, run.backend.device), CLIMBS - len(found))
+    return units.pull(torch.cat([found, x] if run.starts.modes is None else [run.starts.modes, found, x]))
 
 
 def _climb(view: Pullback, z: Tensor, run: Run) -> Ascent:
-    climbs = ascend(view, z, reach=1.0, rounds=ROUNDS)
+    climbs = ascend(view, z, reach=(0.1 * z.norm(dim=-1)).clamp(min=1.0), rounds=ROUNDS)
     run.ledger.add("witness", (0, climbs.rows))
     return climbs
 
@@ -120,30 +138,38 @@ def _judge(
 ) -> Verdict:
     converged = int((group >= 0).sum())
     z = units.pull(draws.x.reshape(-1, draws.x.shape[-1]))
-    required = [o for o in optima if o.share >= SHARE and o.share * _n_eff(draws) >= EXPECTED_DRAWS]
-    missed = [o for o in required if not _in_ball(o.hill, z)]
+    required = [o for o in optima if o.share >= SHARE and o.share * draws.log_prob.numel() >= EXPECTED_DRAWS]
+    missed = [o for o in required if _in_ball(o.hill, z) < ENOUGH_VISITS * o.share]
     if missed:
         own = _climb(view, z[torch.linspace(0, len(z) - 1, min(CLIMBS, len(z))).long()], run)
-        missed = [o for o in missed if not _ends_at(own, o.hill)]
+        mass = _gaussian_log_mass(z, draws.log_prob.reshape(-1) + units.log_det)
+        missed = [o for o in missed if _ends_at(own, o) < ENOUGH_VISITS * o.share or o.hill.log_mass > mass + math.log(SMALL)]
     if missed:
         return Verdict(tuple(_conflict(o, units, len(optima)) for o in missed[:3]))
     one = len(optima) == 1 and bool((group[climbs.log_p.isfinite()] == 0).all())
     if converged < ENOUGH and not one:
         return no_audit(f"only {converged} of {len(climbs.x)} wide climbs converged")
+    if len(optima) == MOST_OPTIMA:
+        return no_audit(f"the optimum audit found {MOST_OPTIMA} optima and stopped counting")
     plural = "optimum" if len(optima) == 1 else "optima"
     return Verdict((), f"optimum audit: {len(optima)} {plural} from {len(climbs.x)} wide starts, none missed")
 
 
-def _n_eff(draws: Draws) -> float:
-    return float(draws.log_prob.numel())
+def _in_ball(hill: Laplace, z: Tensor) -> float:
+    """The share of the draws in the hill's ball."""
+    return float((hill.radius2(z) <= float(stats.chi2.ppf(BALL, z.shape[-1]))).double().mean())
 
 
-def _in_ball(hill: Laplace, z: Tensor) -> bool:
-    return bool((hill.radius2(z) <= float(stats.chi2.ppf(BALL, z.shape[-1]))).any())
+def _ends_at(own: Ascent, optimum: Optimum) -> float:
+    """The share of the climbs that end at the optimum."""
+    return float((_at(own.x, optimum.hill) & own.converged).double().mean())
 
 
-def _ends_at(own: Ascent, hill: Laplace) -> bool:
-    return bool(_at(own.x[own.converged], hill).any())
+def _gaussian_log_mass(z: Tensor, log_p: Tensor) -> float:
+    """log of the mass of a Gaussian with the covariance of the draws z (n, dim) whose typical log_prob is theirs."""
+    dim = z.shape[-1]
+    cov = torch.cov(z.double().T).reshape(dim, dim) * 2 * math.pi
+    return float(log_p.double().median()) + 0.5 * dim + 0.5 * float(torch.linalg.slogdet(cov)[1])
 
 
 def _at(z: Tensor, hill: Laplace) -> Tensor:

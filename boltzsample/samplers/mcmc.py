@@ -16,7 +16,7 @@ from torch import Tensor
 
 from boltzsample.draws import Draws
 from boltzsample.estimates.stationarity import nested_rhat
-from boltzsample.flags import Flag, flag
+from boltzsample.flags import Flag, Severity, flag
 from boltzsample.kernels import HMC, RandomWalk
 from boltzsample.kernels.adapt import moved
 from boltzsample.kernels.chains import Chains, Path
@@ -24,7 +24,7 @@ from boltzsample.kernels.langevin import ULA
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run, Sampler
-from boltzsample.samplers.warm_up import PILOT_L, account, best_leapfrogs, spent, until_stopped, warm_up, why_stop
+from boltzsample.samplers.warm_up import PILOT_L, PILOT_SHARE, account, best_leapfrogs, spent, until_stopped, warm_up, why_stop
 from boltzsample.target import Target
 
 PILOT_CHAINS = 64
@@ -93,6 +93,8 @@ class MCMC(Sampler):
                 error.partial = self._draws(chains, trace, starts, run)  # type: ignore[attr-defined]
                 error.add_note(f"boltzsample: stopped after {trace.kept} of {keep} draws a chain; they are in this exception's .partial")
                 raise
+        if trace.kept == 0:  # stopped before the first kept step: where the chains stand is better than nothing
+            trace.add(Path(chains.x[None], chains.log_prob[None], chains.log_prob[None]), 1)
         account(run, "sampling", chains)
         return self._draws(chains, trace, starts, run)
 
@@ -115,7 +117,7 @@ class MCMC(Sampler):
         if not run.starts.has_gradient:
             return RandomWalk(h=2.4 * target.dim**-0.25 * h)
         hmc = HMC(h=h, L=PILOT_L)
-        if self.warmup == 0:
+        if self.warmup == 0 or run.must_stop(PILOT_CHAINS * PILOT_L * self.warmup // 2, PILOT_SHARE):
             return hmc
         x = self._starts(target, run, "pilot starts", 1, min(self.chains, PILOT_CHAINS))
         with run.progress.phase("pilot", self.warmup // 2) as bar:
@@ -200,7 +202,7 @@ def _flags(chains: Chains, trace: _Trace, run: Run) -> tuple[Flag, ...]:
     nan, diverged = int(chains.meter.nan.sum()), int(chains.meter.divergent.sum())
     if nan:
         share = nan / made
-        severity: Any = "untrusted" if share > 0.01 else "caution" if share > 0.001 else "info"
+        severity: Severity = "untrusted" if share > 0.01 else "caution" if share > 0.001 else "info"
         flags.append(flag("NAN_EVAL", value=share, threshold=0.001, severity=severity, detail=f"{nan} of {made} proposals"))
     if diverged > 0.001 * made:
         flags.append(flag("DIVERGENCES", value=diverged / made, threshold=0.001, detail=f"{diverged} of {made} trajectories"))
@@ -211,5 +213,6 @@ def _flags(chains: Chains, trace: _Trace, run: Run) -> tuple[Flag, ...]:
     if chains.split:
         flags.append(flag("OOM_SPLIT", detail=f"{chains.backend.chunk} lanes at a time"))
     if trace.kept < len(trace.x) and (why := why_stop(chains, run, stride=STRIDE)):
-        flags.append(flag(why, detail=f"{trace.kept} of {len(trace.x)} draws a chain"))
+        worse: Severity | None = "untrusted" if trace.kept < MIN_DRAWS else None  # too few for the tests of stationarity
+        flags.append(flag(why, severity=worse, detail=f"{trace.kept} of {len(trace.x)} draws a chain"))
     return tuple(flags)

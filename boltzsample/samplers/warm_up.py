@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzsample.flags import flag
+from boltzsample.flags import Severity, flag
 from boltzsample.kernels import HMC
 from boltzsample.kernels.adapt import DualAveraging, Moments, efficiency, with_step
 from boltzsample.kernels.chains import Chains, Path
@@ -34,6 +34,7 @@ def until_stopped(chains: Chains, n: int, name: str, run: Run, share: float = 1.
     for path in chains.strides(n, name, stride):
         yield path
         if chains.rows < goal and why_stop(chains, run, share, stride):
+            chains.check()
             return
 
 
@@ -73,7 +74,8 @@ def warm_up(chains: Chains, warmup: int, dense: bool | None, run: Run, bar: Prog
     chains.retune(with_step(kernel, h))
     made = chains.rows // chains.state.log_p.numel()
     if made < warmup - len(windows) and share == WARMUP_SHARE and (why := why_stop(chains, run, share)):
-        run.notes.append(flag(why, detail=f"{made} of {warmup} warm-up steps"))
+        severity: Severity | None = "untrusted" if made < warmup // 2 else None  # too little for any preconditioner
+        run.notes.append(flag(why, severity=severity, detail=f"{made} of {warmup} warm-up steps"))
 
 
 def _window(

@@ -40,7 +40,7 @@ SHRINK = 1e-3
 
 def wide_source(target: Target, backend: Backend, stream: Stream, *, gradient: bool, modes: Tensor | None = None) -> Starts:
     """Search scales, climb, wander, and fit the wide base to the points reached. Raises InitFailed."""
-    found, log_rows = _search(target, backend, stream)
+    found, log_rows = search(target, backend, stream)
     found = found if modes is None else torch.cat([found, modes])
     rows, climb = (log_rows, 0), None
     if gradient:
@@ -51,8 +51,8 @@ def wide_source(target: Target, backend: Backend, stream: Stream, *, gradient: b
         top = evolve(target, found, reach=_reach(found), rng=climbers, rounds=EVOLVE_ROUNDS)
         rows = (log_rows + (EVOLVE_ROUNDS + 1) * len(found), 0)
     rng = stream.child("burst").rng(backend.dtype, backend.device)
-    high = bursts.burst(target, top, _reach(top), bursts.draw(rng, *top.shape), gradient)
-    low = bursts.burst(target, found, _reach(found), bursts.draw(rng, *found.shape, LONG_BURST), gradient)
+    high = bursts.burst(target, top, _reach(top), bursts.draw(rng, len(top), target.dim), gradient)
+    low = bursts.burst(target, found, _reach(found), bursts.draw(rng, len(found), target.dim, LONG_BURST), gradient)
     good = _worth_keeping(high, low, _window(target))
     last = bursts.STEPS // 2
     reached = torch.cat([high.x[-last:], low.x[-last:]], 1)[:, good].flatten(0, 1)
@@ -75,7 +75,7 @@ def _worth_keeping(high: Burst, low: Burst, window: float) -> Tensor:
     return keep
 
 
-def _search(target: Target, backend: Backend, stream: Stream) -> tuple[Tensor, int]:
+def search(target: Target, backend: Backend, stream: Stream) -> tuple[Tensor, int]:
     """Points of finite log_prob over all scales (k, dim), and the rows spent."""
     scales = torch.logspace(-6, 6, 13, dtype=backend.dtype, device=backend.device).repeat_interleave(PER_SCALE)
     rows = 0
