@@ -57,9 +57,13 @@ class MutatesInputError(BoltzsampleError, ValueError):
 
 
 class InitFailed(BoltzsampleError, ValueError):
-    """No point with a finite log-density was found."""
+    """No point with a finite log-density was found; `rows` evaluations of log_prob were spent on looking."""
 
     code = "INIT_FAILED"
+
+    def __init__(self, message: str, rows: int = 0) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class PyroModelError(BoltzsampleError, ValueError):

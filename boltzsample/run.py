@@ -167,9 +167,10 @@ def _searched(target: Target, source: Starts, modes: Tensor | None, backend: Bac
     """The source with the wide base; without it where only the witness asked for one and there is none to be found."""
     try:
         wide = wide_source(target, backend, stream, gradient=source.has_gradient, modes=modes)
-    except InitFailed:
+    except InitFailed as error:
         if source.given is None:
             raise
+        ledger.add("starts", (error.rows, 0))
         return source
     ledger.add("starts", wide.rows)
     return replace(wide, given=source.given)

@@ -94,7 +94,7 @@ def _why_not(target: Target, run: Run) -> str | None:
     if target.dim > HESSIAN_UP_TO:
         return f"the optimum audit ends at {HESSIAN_UP_TO} dimensions"
     if run.starts.base is None:
-        return "there is no wide source to climb from"
+        return "no wide source to climb from: the budget was too small for the search, or it found nothing"
     if (why := replace(run, reserve=0).must_stop(CLIMBS * ROUNDS // 2)) is None:
         return None
     return "the run was interrupted before the optimum audit" if why == "INTERRUPTED" else "no budget was left for the optimum audit"

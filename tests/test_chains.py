@@ -110,10 +110,10 @@ def test_state_map_and_price_fit_together() -> None:
     counted = Counted(normal())
     moving = chains(counted, HMC(L=4), x, SHEAR)
     assert torch.allclose(moving.x, x) and torch.allclose(moving.log_prob, normal_log_prob(x))
-    path = walk(moving, 7)
+    start, path = moving.x, walk(moving, 7)
     assert counted.total == moving.inits + moving.rows * sum(moving.kernel.price) == 32 + 7 * 32 * 4
     assert torch.allclose(moving.log_prob, normal_log_prob(path[-1]))
-    moved = (path.diff(dim=0, prepend=x[None]) != 0).any(-1).sum(0)
+    moved = (path.diff(dim=0, prepend=start[None]) != 0).any(-1).sum(0)
     assert torch.equal(moving.meter.moves, moved)
 
 

@@ -76,9 +76,6 @@ def test_chains_started_in_one_mode_meet_a_conflict(seed: int) -> None:
     assert result.draws.witnesses == () and result.summary().startswith("status: untrusted")
 
 
-@pytest.mark.xfail(
-    reason="BUG: one chain of 256 that strayed in the warm-up makes a mode of weight .3 'visited': 7 of 20 seeds of a default run"
-)
 def test_a_default_run_started_in_one_mode_meets_a_conflict() -> None:
     assert all("WITNESS_CONFLICT" in codes(bz.sample(FAR, "mcmc", 4_000, seed=s, **RIGHT)) for s in (2, 4, 5, 6))
 
@@ -189,7 +186,7 @@ def test_no_witness_was_asked_for() -> None:
 def test_without_a_gradient_there_is_no_audit() -> None:
     result = sample(no_gradient())
     assert severity(result, "SINGLE_WITNESS") == "caution" and "witness" not in result.ledger
-    assert next(f.detail for f in result.flags if f.code == "SINGLE_WITNESS") == "no gradient"
+    assert next(f.detail for f in result.flags if f.code == "SINGLE_WITNESS") == "the optimum audit needs a gradient"
 
 
 def test_climbs_that_do_not_converge_are_no_witness() -> None:
@@ -204,7 +201,6 @@ def test_a_budget_too_small_for_the_audit() -> None:
     assert "budget" in detail and "witness" not in result.ledger
 
 
-@pytest.mark.xfail(reason="BUG: with starts= and a small budget the reason given is 'audits end at 500 dimensions'")
 def test_a_budget_too_small_for_the_search() -> None:
     result = sample(normal(), starts=[0.0, 0.0], budget=30_000)
     assert "budget" in next(f.detail for f in result.flags if f.code == "SINGLE_WITNESS")

@@ -88,7 +88,8 @@ def search(target: Target, backend: Backend, stream: Stream) -> tuple[Tensor, in
             return found, rows
     raise InitFailed(
         f"log_prob was -inf or NaN at all {rows} points tried, at scales from 1e-6 to 1e6 around 0; pass starts= with points inside "
-        "the support, or support= for a constrained density"
+        "the support, or support= for a constrained density",
+        rows,
     )
 
 
