@@ -85,7 +85,7 @@ def sd(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
     v = squares.value + var_mean.diagonal()
     root = v.sqrt()
     ends = (v + squares.interval - squares.value).clamp(min=0).sqrt()
-    flags = squares.flags + located("COARSE_F", f.coarse > COARSE, f.coarse, COARSE) + bad_values(f)
+    flags = squares.flags + _unsettled(f.z, draws, start) + located("COARSE_F", f.coarse > COARSE, f.coarse, COARSE) + bad_values(f)
     return _restated(f, squares, root, squares.stderr / (2 * root), ends, flags)
 
 
@@ -107,9 +107,28 @@ def covariance(y: Tensor, draws: Draws) -> Estimate:
     products = expectation(c[..., i] * c[..., j], draws)
     shift = var_mean[i, j]
     pairs = replace(f, scale=f.scale[i] * f.scale[j], finite=f.finite[i] & f.finite[j], shape=i.shape)
-    flags = products.flags + bad_values(pairs)
+    means = [replace(m, index=_touching(m.index, i, j)) for m in _unsettled(f.z, draws, None)]
+    flags = (*products.flags, *means, *bad_values(pairs))
     full = _restated(pairs, products, products.value + shift, products.stderr, products.interval + shift, flags)
     return _symmetric(full, i, j, len(f.centre))
+
+
+UNSETTLED = {"NESTED_RHAT", "RHAT", "DRIFT", "START_MEMORY", "TAU_UNRESOLVED", "BARS_DISAGREE"}
+
+
+def _unsettled(z: Tensor, draws: Draws, start: Tensor | None) -> tuple[Flag, ...]:
+    """What is to be said of the means of z: a spread about means that chains do not share is the spread of their starts.
+
+    Two far modes have the same (x - m)^2 everywhere, so its own checks stay quiet.
+    """
+    return tuple(f for f in expectation(z, draws, start).flags if f.code in UNSETTLED and f.severity != "info")
+
+
+def _touching(index: tuple[int, ...] | None, i: Tensor, j: Tensor) -> tuple[int, ...] | None:
+    """The pairs (i, j) that one of the components is part of."""
+    if index is None:
+        return None
+    return tuple(p for p, (a, b) in enumerate(zip(i.tolist(), j.tolist(), strict=True)) if a in index or b in index)
 
 
 def bad_values(f: Columns) -> tuple[Flag, ...]:
