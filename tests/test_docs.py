@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         sys.modules["jax"].config.update("jax_enable_x64", False)  # a page may switch it on
     if missing:
         pytest.skip(f"the other blocks ran; some need {', '.join(missing)}")
+
+
+def test_ci_installs_what_the_pages_need() -> None:
+    """CI installs the extra `test`: with it, no block of a page is passed over."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = {needs for page in PAGES for _, _, needs in blocks(page) if needs}
+    assert "jax" in needed
+    assert needed <= set(re.findall(r"\w+", extras["test"][0])), "the first entry of `test` names the extras it takes in"
 
 
 def test_every_page_is_in_the_contents() -> None:
