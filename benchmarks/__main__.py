@@ -1,18 +1,19 @@
-"""`python -m benchmarks COMMAND`: coverage (do the error bars hold?), mutants (would the tests notice?), kernels (how fast?)."""
+"""`python -m benchmarks COMMAND`: run and table (problem x method x score), posteriors (beside NUTS), coverage (do the error bars
+hold?), mutants (would the tests notice?), kernels (how fast?)."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from benchmarks import court, kernels, mutants
+from benchmarks import court, kernels, mutants, suite
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 where everything holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (court, mutants, kernels):
+    for module in (suite, court, mutants, kernels):
         module.add_command(commands)
     args = parser.parse_args(argv)
     run = args.run
