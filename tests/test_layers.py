@@ -36,13 +36,13 @@ views
 adapters laws foreign numpy_density jax_density pyro_sites pyro_model
 densities
 networks
-flows
+flows.base flows.layers flows.elementary flows.continuous flows.flow flows.families flows.foreign_flows flows.state
 backend
 progress
 kernels.kernel kernels.chains kernels.random_walk kernels.langevin kernels.hamiltonian kernels.microcanonical kernels.independent kernels.exchange kernels.adapt
 ascent
 laplace
-samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.annealing samplers.tempering samplers.tweedie samplers.diffusion samplers.controlled samplers.path_weights
+samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.annealing samplers.tempering samplers.tweedie samplers.diffusion samplers.controlled samplers.path_weights flows.objectives flows.fab flows.train flows.choose flows
 witnesses
 auto
 registry
