@@ -6,14 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import court, kernels, mutants, suite
+from benchmarks import court, kernels, mutants, posteriors, suite
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 where everything holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (suite, court, mutants, kernels):
+    for module in (suite, posteriors, court, mutants, kernels):
         module.add_command(commands)
     args = parser.parse_args(argv)
     run = args.run
