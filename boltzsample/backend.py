@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from boltzsample.errors import DeviceError, DtypeError
 
 log = logging.getLogger("boltzsample")
+S = TypeVar("S")
 T = TypeVar("T")
 
 COMPILE_FROM = 10_000  # planned transitions from which 2-19 s of compiling are paid back
@@ -35,6 +37,12 @@ class Backend:
 
     def compiles(self, transitions: int) -> bool:
         return transitions >= COMPILE_FROM if self.compile == "auto" else self.compile
+
+    def eager(self) -> Backend:
+        """This backend without compiling, for a density computed outside of torch; says so where compiling was asked for by name."""
+        if self.compile is True:
+            log.warning("compile=True, but this density is computed outside of what torch.compile can see; running eagerly")
+        return replace(self, compile=False)
 
     def stepper(self, fn: Callable[..., T], transitions: int) -> Stepper[T]:
         return Stepper(fn, self.compiles(transitions))
@@ -90,6 +98,17 @@ def compile_whole(fn: Callable[..., T]) -> Callable[..., T]:
     """fn compiled as one static graph. Dynamo's cache and its limit belong to a code object, so each run compiles a copy."""
     own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
     return torch.compile(own, fullgraph=True, dynamic=False, options=INDUCTOR)
+
+
+def parallel(work: Callable[[S], None], items: Sequence[S], backend: Backend, size: int) -> None:
+    """work(item) for all items, in threads where it is on the CPU and `size` numbers are enough to pay for them (torch's own count)."""
+    threads = min(torch.get_num_threads(), len(items))
+    if backend.device.type == "cpu" and threads > 1 and size >= 2**18:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, items))
+    else:
+        for item in items:
+            work(item)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

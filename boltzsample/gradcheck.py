@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.errors import DeviceError, DtypeError, GradMismatchError, InitFailed, MutatesInputError
-from boltzsample.target import Target, log_prob_and_grad
+from boltzsample.target import Target, as_given
 
 Returned = TypeVar("Returned")
 
@@ -49,7 +49,7 @@ def check_gradient(target: Target, x: Tensor) -> Checked:
     """
     points = x[:4]
     with plain(x):
-        log_p, grad = ask(lambda y: log_prob_and_grad(target, y), points)
+        log_p, grad = ask(lambda y: as_given(target, y), points)
         _check_finite(points, log_p, grad)
         rows = _compare(target, points[:3], log_p[:3], grad[:3], _scale(x))
     return Checked(True, rows, len(points))

@@ -45,10 +45,12 @@ class Target(Protocol):
 def log_prob_and_grad(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
     """log_prob (*batch) and its gradient (*batch, dim) at x (*batch, dim), in one pass where the target can.
 
-    Where the density is zero (-inf) the gradient is set to zero: it means nothing there and must not turn into NaN.
+    A gradient that is NaN, as autograd's often is where the density is zero, is set to zero: to a kernel any force that depends on
+    x alone is right, and NaN is none. (Its log_prob stays NaN where it is; and no mask here may look at log_prob, or a trajectory
+    would have to compute it at every point.)
     """
     log_p, grad = (t.detach() for t in as_given(target, x))  # a graph that leaks out would grow along a chain
-    return log_p, torch.where(torch.isneginf(log_p)[..., None], 0.0, grad)
+    return log_p, torch.where(grad == grad, grad, 0.0)  # torch.isnan is not vectorized by inductor
 
 
 def as_given(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,6 +64,12 @@ def readout(target: Target, x: Tensor) -> Tensor | dict[str, Tensor]:
     """x (*batch, dim) in the space the target's user thinks in; x itself where the target has no `readout`."""
     read = getattr(target, "readout", None)
     return x if read is None else cast("Tensor | dict[str, Tensor]", read(x))
+
+
+def compilable(target: Target) -> bool:
+    """Whether torch.compile can see through a target: False where it, or what it views, says `compilable = False` (NumPy, JAX, Pyro)."""
+    inside = [getattr(target, name) for name in ("target", "base") if getattr(target, name, None) is not None]
+    return bool(getattr(target, "compilable", True)) and all(compilable(t) for t in inside)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ import boltzsample as bz
 from boltzsample import backend
 from boltzsample.backend import Backend, Stepper, halved, is_out_of_memory, make_backend
 from boltzsample.errors import DeviceError, DtypeError
-from boltzsample.kernels import chains
-from boltzsample.streams import LANE
+from boltzsample.kernels import HMC, chains
+from boltzsample.maps import Diagonal
+from boltzsample.streams import LANE, Stream
+from boltzsample.views import Pullback
 from tests.small import SMALL, codes, normal, normal_log_prob, sample
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -223,3 +225,13 @@ def test_cuda_is_not_a_default_that_leaks() -> None:
         assert sample(normal()).draws.x.device.type == "cpu"
     finally:
         torch.set_default_device(None)
+
+
+def test_a_density_outside_of_torch_is_never_traced(caplog: pytest.LogCaptureFixture) -> None:
+    outside = bz.from_numpy(lambda x: -0.5 * (x**2).sum(-1), dim=2, grad=lambda x: -x)
+    view = Pullback(outside, Diagonal(torch.zeros(2), torch.ones(2)))
+    x = torch.zeros(1, 64, 2, dtype=torch.float64)
+    for compile, said in ((True, 1), ("auto", 0)):
+        caplog.clear()
+        moving = chains.Chains.start(view, HMC(), Diagonal(torch.zeros(2), torch.ones(2)), x, Backend(compile=compile), Stream(0), 10**6)
+        assert not moving.stepper.compiled and len(caplog.records) == said

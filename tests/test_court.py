@@ -146,7 +146,7 @@ def test_no_two_numbers_are_drawn_twice() -> None:
     """Not by another replicate, lane or block, nor by another replicate's starts."""
     target, unit = normal(), Diagonal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
     chains = Chains.start(target, HMC(), unit, torch.zeros(2, 2 * LANE, 2, dtype=torch.float64), Backend(), Stream(0), 0)
-    noise = torch.cat([chains._noise("draw", block).normal for block in (0, 1)])
+    noise = torch.cat([chains._noise("draw", block).normal.clone() for block in (0, 1)])
     assert noise.shape == (2 * block_steps(2), 2, 2 * LANE, 2) and noise.unique().numel() == noise.numel()
     starts = Starts(StudentT(unit))._first(Stream(0), Backend(), 2, 2 * LANE, 0)
     assert starts.shape == (2, 2 * LANE, 2) and starts.unique().numel() == starts.numel()

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from boltzsample.backend import Backend, Stepper, halved, is_out_of_memory
+from boltzsample.backend import Backend, Stepper, halved, is_out_of_memory, parallel
 from boltzsample.errors import PositiveInfinityError
 from boltzsample.kernels.kernel import Kernel, Noise
 from boltzsample.streams import LANE, Stream, block_steps
-from boltzsample.target import Target
+from boltzsample.target import Target, compilable
 from boltzsample.views import Pullback
 
 T = TypeVar("T")
+MANY = 2**16  # numbers in a batch from which a graph's call costs nothing beside its memory traffic
 
 
 class Meter(NamedTuple):
@@ -89,11 +90,12 @@ class Chains:
     rows: int = 0  # transitions made, counted in chains
     inits: int = 0  # states initialized, counted in chains
     split: bool = False
+    buffer: Noise | None = None
 
     @staticmethod
     def start(target: Target, kernel: Kernel, map: Any, x: Tensor, backend: Backend, stream: Stream, transitions: int) -> Chains:
         """Chains at x (replicates, chains, dim), about to make that many transitions."""
-        stepper = backend.stepper(travel, transitions)
+        stepper = (backend if compilable(target) else backend.eager()).stepper(travel, transitions)
         chains = Chains(target, kernel, map, None, Meter.zeros(x), backend, stream, stepper)
         return chains._init(x)
 
@@ -147,8 +149,8 @@ class Chains:
             self.check()
 
     def stride(self, k: int) -> int:
-        """k where transitions are compiled, else 1: a graph of several pays, a loop of several only delays."""
-        return k if self.stepper.compiled else 1
+        """k where a graph of several transitions pays, else 1: not eagerly, and not where their buffers leave the cache."""
+        return k if self.stepper.compiled and self.state.x.numel() <= MANY else 1
 
     def check(self) -> None:
         """Raise PositiveInfinityError where a proposal had log_prob = +inf."""
@@ -167,14 +169,28 @@ class Chains:
         return bad
 
     def _noise(self, name: str, block: int) -> Noise:
-        """A block of noise, (steps, replicates, chains, ...): one generator for each replicate, lane and block."""
-        replicates, chains, dim = self.state.x.shape
-        parts = [[self._lane(name, r, lane, block, dim) for lane in range(-(-chains // LANE))] for r in range(replicates)]
-        return Noise(*(torch.stack([torch.cat(lanes, 1)[:, :chains] for lanes in rows], 1) for rows in _transpose(parts)))
+        """A block of noise, (steps, replicates, chains, ...), in a buffer that the next block takes over.
 
-    def _lane(self, name: str, replicate: int, lane: int, block: int, dim: int) -> Noise:
+        One generator for each replicate, lane and block; on the CPU as many lanes at once as there are threads.
+        """
+        replicates, chains, dim = self.state.x.shape
+        if self.buffer is None:
+            shape = (block_steps(dim), replicates, chains)
+            one = torch.empty(shape, dtype=self.backend.dtype, device=self.backend.device)
+            self.buffer = Noise(one.new_empty(*shape, dim), one, one.clone())
+        lanes = [(r, lane) for r in range(replicates) for lane in range(-(-chains // LANE))]
+        parallel(lambda where: self._lane(name, block, *where), lanes, self.backend, self.buffer.normal.numel())
+        return self.buffer
+
+    def _lane(self, name: str, block: int, replicate: int, lane: int) -> None:
+        """Fill one lane of the buffer."""
+        assert self.buffer is not None
         stream = self.stream.child(name, "replicate", replicate, "lane", lane, "block", block)
-        return self.kernel.draw(stream.rng(self.backend.dtype, self.backend.device), (block_steps(dim), LANE), dim)
+        steps, _, _, dim = self.buffer.normal.shape
+        drawn = self.kernel.draw(stream.rng(self.backend.dtype, self.backend.device), (steps, LANE), dim)
+        for whole, part in zip(self.buffer, drawn, strict=True):
+            here = whole[:, replicate, lane * LANE : (lane + 1) * LANE]
+            here.copy_(part[:, : here.shape[1]])
 
     def _stride(self, noise: Noise, step: Step) -> Path:
         pieces = self._by_chunk(lambda part: self._move(part, noise, step), self.state.x.shape[1])
@@ -183,6 +199,8 @@ class Chains:
         return path
 
     def _move(self, part: slice, noise: Noise, step: Step) -> tuple[Any, Meter, Path]:
+        if part.stop - part.start >= self.state.x.shape[1]:  # all of them: a dozen slices cost as much as a small graph
+            return step(self.kernel, Pullback(self.target, self.map), self.state, self.meter, noise)
         state, meter = type(self.state)(*(s[:, part] for s in self.state)), Meter(*(m[:, part] for m in self.meter))
         here = Noise(*(n[:, :, part] for n in noise))
         return step(self.kernel, Pullback(self.target, self.map), state, meter, here)
@@ -198,12 +216,6 @@ class Chains:
                 if smaller is None:
                     raise
                 self.backend, self.split = smaller, True
-
-
-def _transpose(parts: list[list[Noise]]) -> Iterator[list[tuple[Tensor, ...]]]:
-    """[replicate][lane] of Noise -> for each field, [replicate][lane] of tensors."""
-    for field_index in range(len(Noise._fields)):
-        yield [tuple(lane[field_index] for lane in row) for row in parts]
 
 
 def _join(pieces: list[tuple[Any, Meter, Path]]) -> tuple[Any, Meter, Path]:

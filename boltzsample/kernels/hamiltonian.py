@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from boltzsample.kernels.kernel import ChainState, Noise, StepInfo, as_step, first_step, metropolis
@@ -61,13 +60,10 @@ class HMC:
         p0 = noise.normal
 
         x, log_p, grad = state
-        nan, nan_x = torch.zeros_like(log_p, dtype=torch.bool), x  # where the trajectory first met an undefined density
         p = p0 + 0.5 * e * grad
         for i in range(self.L):
             x = x + e * p
             log_p, grad = log_prob_and_grad(target, x)
-            first = torch.isnan(log_p) & ~nan
-            nan, nan_x = nan | first, torch.where(first[..., None], x, nan_x)
             p = p + (e if i < self.L - 1 else 0.5 * e) * grad  # two half kicks in a row are one
 
         kinetic0, kinetic = 0.5 * p0.square().sum(-1), 0.5 * p.square().sum(-1)
@@ -76,5 +72,4 @@ class HMC:
         moved, info = metropolis(state, ChainState(x, log_p, grad), log_r, noise.uniform)
         flew_off = ~(kinetic - kinetic0 < DIVERGENCE)  # NaN included
         broke = ~(log_r >= -DIVERGENCE) & (log_p > -float("inf"))  # a hard edge of the support is no divergence
-        proposal = torch.where(nan[..., None], nan_x, x), torch.where(nan, torch.nan, log_p)
-        return moved, info._replace(divergent=flew_off | broke, x=proposal[0], log_p=proposal[1])
+        return moved, info._replace(divergent=flew_off | broke)
