@@ -22,7 +22,7 @@ from torch import Tensor
 
 L = 10
 H = 0.05
-STRIDE = 5
+STRIDE = 4  # as in samplers.mcmc; one where the batch is large (Chains.stride)
 REPEATS = 7
 
 
@@ -71,8 +71,8 @@ def many_well() -> Case:
 def cancer() -> Case:
     from targets.data import breast_cancer
 
-    X, y = breast_cancer()
-    A, b = torch.as_tensor(X).float(), torch.as_tensor(y).float()
+    X, y, _ = breast_cancer()
+    A, b = X.float(), y.float()
     An, bn = A.numpy(), b.numpy()
 
     def log_prob(w: Tensor) -> Tensor:
