@@ -214,9 +214,11 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as empty:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # what an earlier run left there would make compiling look short
         for name in args.problem or REGRESSIONS:
-            found = list(repeats(problem(name), args.n, args.repeats, args.seed))
-            for r in found if args.out else ():
-                ledger.append(args.out, {**r, **here, "n": args.n})
+            found = []
+            for r in repeats(problem(name), args.n, args.repeats, args.seed):
+                found.append(r)
+                if args.out:
+                    ledger.append(args.out, {**r, **here, "n": args.n})
             print(*rows(found), sep="\n", flush=True)
     return 0
 
