@@ -66,7 +66,7 @@ def travel(kernel: Kernel, target: Pullback, state: Any, meter: Meter, noise: No
     """As many transitions in z as the noise (k, *batch, ...) has. This is what is compiled: one graph for all k."""
     steps = []
     for t in range(noise.uniform.shape[0]):
-        state, meter, accept = advance(kernel, target, state, meter, Noise(*(part[t] for part in noise)))
+        state, meter, accept = advance(kernel, target, state, meter, type(noise)(*(part[t] for part in noise)))
         x, log_det = target.map.push(state.x)
         steps.append(Path(x, state.log_p - log_det, accept))
     return state, meter, Path(*(part[0][None] if len(part) == 1 else torch.stack(part) for part in zip(*steps, strict=True)))
@@ -90,7 +90,7 @@ class Chains:
     rows: int = 0  # transitions made, counted in chains
     inits: int = 0  # states initialized, counted in chains
     split: bool = False
-    buffer: Noise | None = None
+    buffer: Any = None  # a block of noise, of the kernel's own type
 
     @staticmethod
     def start(target: Target, kernel: Kernel, map: Any, x: Tensor, backend: Backend, stream: Stream, transitions: int) -> Chains:
@@ -120,6 +120,8 @@ class Chains:
 
     def retune(self, kernel: Kernel, map: Any | None = None) -> None:
         """Another kernel; with another map the chains stay where they are in x, and the meter starts anew."""
+        if type(kernel) is not type(self.kernel):
+            self.buffer = None
         self.kernel = kernel
         if map is not None:
             x, self.map = self.x, map
@@ -144,7 +146,7 @@ class Chains:
             while t < end:
                 whole = self.stride(k) == k and t + k <= end
                 stride = k if whole else 1
-                yield self._stride(Noise(*(part[t : t + stride] for part in noise)), self.stepper if whole else self.stepper.eager)
+                yield self._stride(type(noise)(*(part[t : t + stride] for part in noise)), self.stepper if whole else self.stepper.eager)
                 t += stride
             self.check()
 
@@ -168,16 +170,16 @@ class Chains:
         bad: Tensor = self.map.push(self.meter.bad_x)[0][self.meter.nan > 0]
         return bad
 
-    def _noise(self, name: str, block: int) -> Noise:
+    def _noise(self, name: str, block: int) -> Any:
         """A block of noise, (steps, replicates, chains, ...), in a buffer that the next block takes over.
 
         One generator for each replicate, lane and block; on the CPU as many lanes at once as there are threads.
         """
         replicates, chains, dim = self.state.x.shape
         if self.buffer is None:
+            few = self.kernel.draw(self.stream.rng(self.backend.dtype, self.backend.device), (1, 1), dim)
             shape = (block_steps(dim), replicates, chains)
-            one = torch.empty(shape, dtype=self.backend.dtype, device=self.backend.device)
-            self.buffer = Noise(one.new_empty(*shape, dim), one, one.clone())
+            self.buffer = type(few)(*(part.new_empty(shape + part.shape[2:]) for part in few))
         lanes = [(r, lane) for r in range(replicates) for lane in range(-(-chains // LANE))]
         parallel(lambda where: self._lane(name, block, *where), lanes, self.backend, self.buffer.normal.numel())
         return self.buffer
@@ -186,7 +188,7 @@ class Chains:
         """Fill one lane of the buffer."""
         assert self.buffer is not None
         stream = self.stream.child(name, "replicate", replicate, "lane", lane, "block", block)
-        steps, _, _, dim = self.buffer.normal.shape
+        steps, dim = len(self.buffer.normal), self.state.x.shape[-1]
         drawn = self.kernel.draw(stream.rng(self.backend.dtype, self.backend.device), (steps, LANE), dim)
         for whole, part in zip(self.buffer, drawn, strict=True):
             here = whole[:, replicate, lane * LANE : (lane + 1) * LANE]
@@ -202,7 +204,7 @@ class Chains:
         if part.stop - part.start >= self.state.x.shape[1]:  # all of them: a dozen slices cost as much as a small graph
             return step(self.kernel, Pullback(self.target, self.map), self.state, self.meter, noise)
         state, meter = type(self.state)(*(s[:, part] for s in self.state)), Meter(*(m[:, part] for m in self.meter))
-        here = Noise(*(n[:, :, part] for n in noise))
+        here = type(noise)(*(n[:, :, part] for n in noise))
         return step(self.kernel, Pullback(self.target, self.map), state, meter, here)
 
     def _by_chunk(self, work: Callable[[slice], T], chains: int) -> list[T]:

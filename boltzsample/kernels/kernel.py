@@ -16,7 +16,8 @@ from boltzsample.target import Target
 
 
 class Noise(NamedTuple):
-    """Noise of one step, or of a block of steps with one more leading axis."""
+    """Noise of one step, or of a block of steps with one more leading axis. A kernel that needs more has a NamedTuple of its own,
+    with `normal` and `uniform` among its fields; the chain loop only slices it."""
 
     normal: Tensor  # (*batch, dim)
     uniform: Tensor  # (*batch): the coin
@@ -71,9 +72,9 @@ class Kernel(Protocol):
 
     def init(self, target: Target, x: Tensor) -> Any: ...
 
-    def draw(self, rng: Rng, batch: tuple[int, ...], dim: int) -> Noise: ...
+    def draw(self, rng: Rng, batch: tuple[int, ...], dim: int) -> Any: ...
 
-    def step(self, target: Target, state: Any, noise: Noise) -> tuple[Any, StepInfo]: ...
+    def step(self, target: Target, state: Any, noise: Any) -> tuple[Any, StepInfo]: ...
 
 
 class StepSized(Kernel, Protocol):
