@@ -44,10 +44,13 @@ class Progress:
         finally:
             self._bars.pop().close()
 
-    def update(self, steps: int = 1, *, acceptance: Reading = None, stationarity: Reading = None, evaluations: Reading = None) -> None:
-        """`steps` more are done. `stationarity` is nested R-hat so far; `evaluations` is the run's total so far, not an increment."""
+    def update(
+        self, steps: int = 1, *, acceptance: Reading = None, stationarity: Reading = None, evaluations: Reading = None, **more: Reading
+    ) -> None:
+        """`steps` more are done. `stationarity` is nested R-hat so far; `evaluations` is the run's total so far, not an increment.
+        `more` are shown by their own names, such as elbo=."""
         if self._bars:
-            self._bars[-1].update(steps, acceptance, stationarity, evaluations)
+            self._bars[-1].update(steps, acceptance, stationarity, evaluations, more)
 
 
 class _Bar:
@@ -63,12 +66,13 @@ class _Bar:
         self.interval, self.last = interval, -float("inf")
         self.spent: tuple[float, float] | None = None  # (evaluations, time) at the first reading
 
-    def update(self, steps: int, acceptance: Reading, stationarity: Reading, evaluations: Reading) -> None:
+    def update(self, steps: int, acceptance: Reading, stationarity: Reading, evaluations: Reading, more: dict[str, Reading]) -> None:
         now = time.monotonic()
         if now - self.last >= self.interval:
             self.last = now
             texts = _text(acceptance, "{:.2f}"), _text(stationarity, "{:.3f}"), self._rate(evaluations, now)
-            shown = dict(zip(("accept", "nested R-hat", "eval/s"), texts, strict=True))
+            shown = {name.replace("_", " "): _text(reading, "{:.4g}") for name, reading in more.items()}
+            shown |= dict(zip(("accept", "nested R-hat", "eval/s"), texts, strict=True))
             self.bar.set_postfix({k: v for k, v in shown.items() if v}, refresh=False)
         self.bar.update(steps)
 

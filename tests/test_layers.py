@@ -42,7 +42,7 @@ progress
 kernels.kernel kernels.chains kernels.random_walk kernels.langevin kernels.hamiltonian kernels.microcanonical kernels.independent kernels.exchange kernels.adapt
 ascent
 laplace
-samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.annealing samplers.tempering samplers.tweedie samplers.diffusion samplers.controlled samplers.path_weights flows.objectives flows.fab flows.train flows.choose flows
+samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.annealing samplers.tempering samplers.tweedie samplers.diffusion samplers.controlled samplers.path_weights flows.objectives flows.fab flows.optimizer flows.look flows.train flows.choose flows
 witnesses
 auto
 registry

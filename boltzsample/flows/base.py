@@ -125,4 +125,9 @@ class DefensiveBase:
         return math.log1p(-self.share) + Normal(self.dim).log_prob(z), math.log(self.share) + self.wide(z).log_prob(z)
 
 
+def narrow(base: Base) -> Base:
+    """What a flow is trained on: N(0, I) for a defensive base, the base itself otherwise."""
+    return Normal(base.dim) if isinstance(base, DefensiveBase) else base
+
+
 BASES: dict[str, Any] = {"Normal": Normal, "DefensiveBase": DefensiveBase}  # what a saved flow may name

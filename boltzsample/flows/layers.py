@@ -34,6 +34,7 @@ class Univariate:
 
     def __init__(self, make: Callable[..., Any], shapes: Sequence[tuple[int, ...]], bound: float = math.inf) -> None:
         self.make, self.shapes, self.bound = make, tuple(shapes), bound
+        self.bends = bound < math.inf  # f' depends on z
         self.total = sum(math.prod(s) for s in self.shapes)
 
     def __call__(self, theta: Tensor) -> Any:
@@ -87,18 +88,26 @@ class Coupling(nn.Module):
         return self.merge(a, z), -f.log_abs_det_jacobian(z, b).sum(-1)
 
     def push_with_score(self, z: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x, log_det, grad_x log q) of z and G = grad_z log q, both attached to one graph; the score comes out detached."""
-        a, b = self.split(z)
+        """(x, log_det, grad_x log q) of z and G = grad_z log q; z has to require a gradient, the score comes out detached."""
+        (a, b), (G_a, G_b) = self.split(z), self.split(G)
         x, log_f = self.f(self.net(a)).call_and_ladj(b)
-        G_a, G_b = self.split(G)
-        with torch.enable_grad():
-            bend = torch.zeros_like(b)
-            if self.f.make is not MonotonicAffineTransform and self.f.make is not AdditiveTransform:
-                bend = torch.autograd.grad(log_f, b, torch.ones_like(log_f), retain_graph=True)[0]
-            G_b = (G_b - bend) * (-log_f.detach()).exp()
-            pairs = [(o, by) for o, by in ((x, G_b), (log_f, torch.ones_like(log_f))) if o.requires_grad]
-            slope = torch.autograd.grad([o for o, _ in pairs], a, [by for _, by in pairs], retain_graph=True)[0]
-        return self.merge(a, x), log_f.sum(-1), self.merge(G_a - slope, G_b).detach()
+        vjp = self._traced_vjp(a, b) if torch.compiler.is_compiling() else partial(_vjp, (x, log_f), (a, b))
+        one = torch.ones_like(log_f)
+        if self.f.bends:
+            G_b = G_b - vjp((torch.zeros_like(x), one))[1]
+        G_b = G_b * (-log_f.detach()).exp()
+        G_a = G_a - vjp((G_b, one))[0]
+        return self.merge(a, x), log_f.sum(-1), self.merge(G_a, G_b).detach()
+
+    def _traced_vjp(self, a: Tensor, b: Tensor) -> Any:
+        """torch.autograd.grad has no place in a full graph; the compiler sees that both passes are one."""
+        return torch.func.vjp(lambda a, b: self.f(self.net(a)).call_and_ladj(b), a.detach(), b.detach())[1]
+
+
+def _vjp(outputs: Pushed, inputs: Pushed, by: Pushed) -> list[Tensor]:
+    """The gradients of sum outputs . by with respect to the inputs, through the graph that is there and stays."""
+    pairs = [(o, g) for o, g in zip(outputs, by, strict=True) if o.requires_grad]
+    return list(torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], retain_graph=True))
 
 
 class Autoregressive(nn.Module):

@@ -1,0 +1,240 @@
+"""Training a flow on a target: Adam in rounds of cosine-annealed steps, each ended by a look at fresh draws.
+
+A round is `steps` gradient steps with the learning rate on half a cosine from lr to 0; the next round has twice as many. After each,
+the ELBO E_q log w of the averaged parameters and its standard error come from draws of their own. Training stops when
+
+    log Z-hat - ELBO + 2 se <= enough                          what is left of KL(q || p) does not matter any more, or
+    ELBO_r - ELBO_(r-1) <= 2 sqrt(se_r^2 + se_(r-1)^2)         the round brought nothing that its own error bar could see,
+
+or at the last round, the budget's end, or an interrupt. The network is trained in float32 and the density asked in the run's
+dtype: in float64 steps take 1.4-1.8 times as long for the same result (docs/flows.md). The flow that comes back is in the run's
+dtype, and the best of those looked at; the one that went in is left as it was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from boltzsample.draws import Draws
+from boltzsample.flags import Flag, flag
+from boltzsample.flows.base import narrow
+from boltzsample.flows.flow import Flow
+from boltzsample.flows.look import Look, look
+from boltzsample.flows.objectives import InDtype, Objective, Step, forward_kl, has_path_gradient, reverse_kl, reverse_kl_path, some
+from boltzsample.flows.optimizer import Optimizer
+from boltzsample.progress import Progress
+from boltzsample.samplers.sampler import Run
+from boltzsample.streams import Rng
+from boltzsample.target import Target
+from boltzsample.views import Tempered
+
+COMPILE_FROM = 20_000  # planned steps from which the compiling is paid back (docs/flows.md)
+COMPILING = 300.0  # seconds of budget below which it is not tried
+FIRST_BETA = 0.05
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a flow is trained. steps: of the first round; each of the `rounds` has twice those of the one before. batch: draws a step.
+    lr: of Adam, at the start of a round. path: path gradients; None: where they are to be had. anneal: the share of the first round
+    over which the target is flattened, log p times beta from .05 to 1, against mode seeking. enough: nats of KL that may be left.
+    look: draws on which a round is judged. share: of the run's budget, as it stands when the training ends. clip: of the gradient's
+    norm. average: decay of the averaged parameters. dtype: of the network while it is trained.
+
+    Raises ValueError.
+    """
+
+    steps: int = 500
+    rounds: int = 3
+    batch: int = 512
+    lr: float = 5e-3
+    path: bool | None = None
+    anneal: float = 0.0
+    enough: float = 0.015
+    look: int = 4096
+    share: float = 1.0
+    clip: float = 10.0
+    average: float = 0.98
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rounds", "batch", "look"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; wanted an integer >= 1")
+        if not self.lr > 0 or not 0 <= self.anneal <= 1 or not 0 < self.share <= 1:
+            raise ValueError(f"lr is {self.lr}, anneal {self.anneal}, share {self.share}; wanted lr > 0, anneal in [0, 1], share in (0, 1]")
+
+    @property
+    def planned(self) -> int:
+        """Steps of all rounds."""
+        return int(self.steps * (2**self.rounds - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained flow. history: `elbo` and `sd` (steps,) of the log-weights of each batch; looks: one after each round; rows: (log_prob,
+    log_prob_and_grad) spent; skipped: steps without a finite gradient, rolled_back: returns to the last good parameters; notes:
+    flags. Looks and history are those of draws of the narrow base N(0, I), on which flows are trained."""
+
+    flow: Flow
+    history: dict[str, Tensor]
+    looks: tuple[Look, ...]
+    rows: tuple[int, int]
+    skipped: int = 0
+    rolled_back: int = 0
+    notes: tuple[Flag, ...] = ()
+
+
+def train(
+    flow: Flow, target: Target, run: Run, settings: Training | None = None, *, data: Draws | None = None, name: str = "training"
+) -> Trained:
+    """A trained copy of `flow`, its evaluations entered under `name` in the run's ledger.
+
+    data: weighted draws of the target (from chains, SMC or elsewhere): the first round then minimizes the forward KL on them, asking
+    the target nothing. A defensive base takes no part in training: its wide draws are there for what training missed.
+
+    Raises NoGradient, NoInverse (forward KL or path=True with a flow whose inverse is not cheap).
+    """
+    lesson = _Lesson(flow, target, run, settings or Training(), name)
+    lesson.round(0, data)
+    for r in range(1, lesson.settings.rounds):
+        if lesson.stopped or lesson.converged() or not lesson.affords(r):
+            break
+        lesson.round(r, None)
+    return lesson.done()
+
+
+@dataclass(eq=False)
+class _Lesson:
+    """One training as it goes."""
+
+    given: Flow
+    target: Target
+    run: Run
+    settings: Training
+    name: str
+    looks: list[Look] = field(default_factory=list)
+    rounds: list[Flow] = field(default_factory=list)
+    history: list[Tensor] = field(default_factory=list)
+    rows: tuple[int, int] = (0, 0)
+    stopped: str | None = None
+
+    def __post_init__(self) -> None:
+        s, backend = self.settings, self.run.backend
+        self.flow = self.given.to(backend.device, s.dtype).with_base(narrow(self.given.base))
+        self.optimizer = Optimizer(self.flow.layers, s.lr, s.clip, s.average)
+        self.beta = torch.ones((), dtype=backend.dtype, device=backend.device)
+        told = InDtype(Tempered(self.target, self.beta) if s.anneal > 0 else self.target, backend.dtype)
+        path = has_path_gradient(self.flow) if s.path is None else s.path
+        objective: Objective = reverse_kl_path if path else reverse_kl
+        hurried = self.run.budget.seconds is not None and self.run.budget.seconds < COMPILING
+        compile = s.planned >= COMPILE_FROM and not hurried if backend.compile == "auto" else backend.compile
+        self.step = replace(backend, compile=compile).stepper(lambda z: objective(self.flow, told, z), s.planned)
+
+    def round(self, r: int, data: Draws | None) -> None:
+        """2^r times `steps` steps, as far as the budget goes, and a look."""
+        rng = self.run.stream.child(self.name, r).rng(self.settings.dtype, self.run.backend.device)
+        steps = self._affordable(self.settings.steps * 2**r)
+        began, seconds = time.monotonic(), self._seconds_left()
+        with self.run.progress.phase(self.name, steps) as bar:
+            for i in range(steps):
+                if (why := self.run.must_stop(self.settings.batch + self.settings.look, self.settings.share)) is not None:
+                    self.stopped = why
+                    break
+                gone: float = max(i / steps, (time.monotonic() - began) / seconds)
+                self._flatten(gone if r == 0 else 1.0)
+                made = self._made(rng, data)
+                self.optimizer.step(made.loss, 0.5 * (1 + math.cos(math.pi * min(gone, 1.0))))
+                self._record(made, bar)
+        self._look(r)
+
+    def affords(self, r: int) -> bool:
+        """Whether the budget of evaluations has room for a good part of round r."""
+        steps = self.settings.steps * 2**r
+        return 4 * self._affordable(steps) >= steps
+
+    def converged(self) -> bool:
+        """Whether the last look says enough, or no better than the one before."""
+        new, s = self.looks[-1], self.settings
+        if new.gap <= s.enough:
+            return True
+        if len(self.looks) < 2:
+            return False
+        old = self.looks[-2]
+        return new.elbo - old.elbo <= 2 * math.hypot(new.stderr, old.stderr)
+
+    def done(self) -> Trained:
+        best = max(range(len(self.looks)), key=lambda r: self.looks[r].elbo)
+        kept = torch.stack(self.history).cpu().double() if self.history else torch.zeros(0, 2, dtype=torch.float64)
+        history = {"elbo": kept[:, 0], "sd": kept[:, 1]}
+        o = self.optimizer
+        return Trained(self.rounds[best], history, tuple(self.looks), self.rows, o.skipped, o.rolled_back, self._notes())
+
+    def _made(self, rng: Rng, data: Draws | None) -> Step:
+        with torch.enable_grad():
+            if data is not None:
+                return forward_kl(self.flow, *some(data, self.settings.batch, rng))
+            made = self.step(self.flow.base.sample(rng, self.settings.batch))
+        self._spend((0, self.settings.batch))
+        return made
+
+    def _flatten(self, gone: float) -> None:
+        a = self.settings.anneal
+        self.beta.fill_(1.0 if gone >= a else FIRST_BETA + (1 - FIRST_BETA) * gone / a)
+
+    def _record(self, made: Step, bar: Progress) -> None:
+        log_w = made.log_w.detach()
+        fine = torch.where(log_w.isfinite(), log_w, log_w.nanmean())
+        self.history.append(torch.stack([fine.mean(), fine.std()]))
+        total, n = partial(torch.logsumexp, fine, 0), len(fine)
+        bar.update(
+            ELBO=fine.mean,
+            ESS=lambda: (2 * total() - (2 * fine).logsumexp(0)).exp() / n,
+            log_Z=lambda: total() - math.log(n),
+            evaluations=lambda: self.run.ledger.total,
+        )
+
+    def _look(self, r: int) -> None:
+        """Judge the averaged parameters, and let the next round begin there."""
+        self.optimizer.restart()
+        flow = self.flow.to(dtype=self.run.backend.dtype)
+        flow.layers.requires_grad_(False)
+        rng = self.run.stream.child(self.name, "look", r).rng(self.run.backend.dtype, self.run.backend.device)
+        self.looks.append(look(flow, self.target, self.settings.look, rng))
+        self.rounds.append(flow.with_base(self.given.base))
+        self._spend((self.settings.look, 0))
+
+    def _spend(self, rows: tuple[int, int]) -> None:
+        self.run.ledger.add(self.name, rows)
+        self.rows = self.rows[0] + rows[0], self.rows[1] + rows[1]
+
+    def _affordable(self, steps: int) -> int:
+        """Steps of `steps` that the budget of evaluations lets through, so that the cosine ends where they end."""
+        limit = self.run.budget.evaluations
+        if limit is None:
+            return steps
+        left = self.settings.share * (limit - self.run.reserve) - self.run.ledger.total - self.settings.look
+        return max(0, min(steps, int(left // self.settings.batch)))
+
+    def _seconds_left(self) -> float:
+        limit = self.run.budget.seconds
+        if limit is None:
+            return math.inf
+        return max(1e-9, self.settings.share * limit - (time.monotonic() - self.run.began))
+
+    def _notes(self) -> tuple[Flag, ...]:
+        notes, steps = [], max(len(self.history), 1)
+        if self.stopped:
+            notes.append(flag(self.stopped, severity="caution", detail=f"training ended after {steps} of {self.settings.planned} steps"))
+        if self.optimizer.skipped:
+            share = self.optimizer.skipped / steps
+            what = f"{self.optimizer.skipped} of {steps} training steps had no finite gradient and were skipped"
+            notes.append(flag("NAN_EVAL", value=share, threshold=0.01, severity="caution" if share > 0.01 else "info", detail=what))
+        return tuple(notes)
