@@ -47,18 +47,19 @@ def score(p: Problem, result: bz.Result) -> Scores:
 
 
 def accuracy(p: Problem, result: bz.Result) -> Scores:
-    """The worst |z| over all numbers of the card and over those whose estimate is ok, and the worst error of a mean in sd."""
+    """The worst |z| over the card's numbers and over those whose estimate is ok, and the worst error of a mean in sd.
+
+    `unanswered` counts what the run gave no number or no bar for (HEAVY_F); among the ok estimates that is an error without end.
+    """
     found = list(gaps(p, result))
-    ok = [g for g in found if g.ok]
-    worst = max(found, key=_size)
-    scores: Scores = {"worst_z": _size(worst), "worst_z_at": worst.name, "numbers": len(found)}
-    scores |= {"worst_z_ok": max(map(_size, ok), default=None), "numbers_ok": len(ok)}
-    error = (result.means.value - p.truth["mean"].value).abs() / p.truth["sd"].value if "mean" in p.truth else None
-    return scores | {"mean_error_sd": None if error is None else float(error.max())}
-
-
-def _size(gap: Gap) -> float:
-    return math.inf if math.isnan(gap.z) else abs(gap.z)
+    answered = [g for g in found if not math.isnan(g.z)]
+    worst = max(answered, key=lambda g: abs(g.z), default=None)
+    ok = [math.inf if math.isnan(g.z) else abs(g.z) for g in found if g.ok]
+    scores: Scores = {"worst_z": abs(worst.z) if worst else None, "worst_z_at": worst.name if worst else None}
+    scores |= {"numbers": len(found), "unanswered": len(found) - len(answered), "numbers_ok": len(ok), "worst_z_ok": max(ok, default=None)}
+    error = (result.means.value - p.truth["mean"].value).abs() / p.truth["sd"].value if "mean" in p.truth else torch.empty(0)
+    error = error[error.isfinite()]
+    return scores | {"mean_error_sd": float(error.max()) if len(error) else None}
 
 
 def gaps(p: Problem, result: bz.Result) -> Iterator[Gap]:

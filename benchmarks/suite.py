@@ -135,7 +135,8 @@ def _told(r: ledger.Record) -> str:
     if r["error"]:
         return f"{name}: {r['error']}"
     s = r["scores"]
-    return f"{name}, worst |z| {float(s['worst_z']):.2f}, ESS {s['ess']:.0f}, {s['evaluations']:,} evaluations, {s['seconds']:.1f} s"
+    worst = f"worst |z| {float(s['worst_z']):.2f}" if s["worst_z"] is not None else "no answers"
+    return f"{name}, {worst}, ESS {s['ess']:.0f}, {s['evaluations']:,} evaluations, {s['seconds']:.1f} s"
 
 
 def add_command(commands: Any) -> None:

@@ -41,6 +41,13 @@ def _worst(name: str) -> Callable[[Sequence[Record]], str]:
     return lambda found: f"{max(values):.2f}" if (values := scores(found, name)) else ""
 
 
+def _worst_z(found: Sequence[Record]) -> str:
+    """The median, and how many of the card's numbers were left without an answer."""
+    silent = scores(found, "unanswered")
+    left = statistics.median(silent) if silent else 0
+    return _median("worst_z")(found) + (f" ({left:g} unanswered)" if left else "")
+
+
 def _statuses(found: Sequence[Record]) -> str:
     counts = [sum(r["status"] == status for r in found) for status in ("ok", "caution", "untrusted")]
     return "/".join(map(str, counts))
@@ -81,7 +88,7 @@ COLUMNS: dict[str, Callable[[Sequence[Record]], str]] = {
     "settings": _settings,
     "runs": lambda found: str(len(found)),
     "ok/caution/untrusted": _statuses,
-    "worst z": _median("worst_z"),
+    "worst z": _worst_z,
     "worst ok": _worst("worst_z_ok"),
     "error of a mean (sd)": _median("mean_error_sd", "{:.3f}"),
     "log Z error (bar)": _log_z,

@@ -120,7 +120,8 @@ def _told(old: Truth, new: Truth) -> str:
     if not allowed:
         return ""
     z = ", ".join(f"{q.name} {worst_z(q, new[q.name]):.2f}" for q in old if bool((q.stderr > 0).any()))
-    of_itself = {key: value for key, value in new.provenance["checks"].items() if "|z|" in key or key == "passed"}
+    checks = {**new.provenance["checks"], **new.provenance["checks"].get("against published numbers", {})}
+    of_itself = {key: value for key, value in checks.items() if "|z|" in key or key == "passed"}
     return f"; worst |z| against the card: {z} (limit {allowed:.2f}); of the fresh derivation: {of_itself}"
 
 

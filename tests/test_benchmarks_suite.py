@@ -17,12 +17,13 @@ from scipy import stats
 import boltzsample as bz
 from benchmarks import ledger, suite
 from benchmarks.__main__ import main
-from benchmarks.scores import energy, gaps, picked, score, sliced_ks
+from benchmarks.scores import accuracy, energy, gaps, picked, score, sliced_ks
 from benchmarks.tables import COLUMNS, table
+from boltzsample.flags import flag
 from boltzsample.registry import METHODS, Method
 from boltzsample.samplers.sampler import Run, Sampler
 from boltzsample.streams import Stream
-from targets import Problem, problem
+from targets import Problem, Truth, problem
 
 
 def rng(*path: str) -> torch.Generator:
@@ -183,6 +184,22 @@ def test_every_number_of_a_card_is_compared_and_named() -> None:
     p = problem("many-well-d6")
     names = [g.name for g in gaps(p, independent(p))]
     assert len(names) == len(set(names)) == 6 * 4 + 1 and {"mean[0]", "positive[5]", "sd[2]", "tail"} <= set(names)
+
+
+def test_no_answer_is_no_number_but_under_ok_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem("two-modes-far")
+    right = independent(p)
+    silent = replace(right.means, value=torch.tensor([torch.nan, 0.0], dtype=torch.float64), flags=(flag("HEAVY_F", index=(0,)),))
+    monkeypatch.setattr(bz.Result, "expectation", lambda self, f=None: silent if f == p.truth["mean"].f else right.means)
+    monkeypatch.setattr(bz.Result, "sd", lambda self: right.means)
+    cards = {"mean": p.truth["mean"], "sd": p.truth["sd"]}
+    monkeypatch.setattr(Problem, "truth", property(lambda self: Truth(self.name, cards, {})))
+    found = accuracy(p, right)
+    assert found["numbers"] == 4 and found["unanswered"] == 1 and found["worst_z"] < float("inf") and found["numbers_ok"] == 1
+
+    trusted = replace(silent, flags=())
+    monkeypatch.setattr(bz.Result, "expectation", lambda self, f=None: trusted)
+    assert accuracy(p, right)["worst_z_ok"] == float("inf")
 
 
 def test_weighted_draws_are_compared_by_weight() -> None:
