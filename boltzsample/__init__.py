@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from boltzsample.numpy_density import from_numpy
     from boltzsample.pyro_model import from_pyro
     from boltzsample.results import Result, result
-    from boltzsample.run import sample
+    from boltzsample.run import importance, sample
+    from boltzsample.samplers.flow_is import FlowIS
+    from boltzsample.samplers.latent import LatentMCMC
     from boltzsample.samplers.mcmc import MCMC
     from boltzsample.samplers.sampler import Budget
     from boltzsample.storage import load
@@ -43,7 +45,10 @@ _HOME = {
     "RandomWalk": "kernels",
     "Result": "results",
     "result": "results",
+    "importance": "run",
     "sample": "run",
+    "FlowIS": "samplers.flow_is",
+    "LatentMCMC": "samplers.latent",
     "MCMC": "samplers.mcmc",
     "Budget": "samplers.sampler",
     "load": "storage",
@@ -56,9 +61,9 @@ _HOME = {
 }
 
 __all__ = [
-    "HMC", "MALA", "MCMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "Observed", "Pullback", "RandomWalk",
-    "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax", "from_log_prob", "from_numpy", "from_pyro",
-    "from_torch_distribution", "load", "log_prob_and_grad", "result", "sample",
+    "HMC", "MALA", "MCMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC", "Observed", "Pullback",
+    "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax", "from_log_prob", "from_numpy", "from_pyro",
+    "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

@@ -22,7 +22,8 @@ class Draws:
 
     `log_prob` (units, draws) belongs to x in the space of x. `log_weight` (units, draws) or None: equal weights, no Z.
     `starts` (units, dim) is where each unit began, `group` (units,) numbers the distinct starts (superchains).
-    `moves` (units,) counts accepted moves; `bad_x` (k, dim) keeps points where log_prob was NaN.
+    `moves` (units,) counts accepted moves; `bad_x` (k, dim) keeps points where log_prob was NaN. `evidence`: log Z of each
+    replicate, where it comes from elsewhere than the weights (bridge sampling).
     """
 
     x: Tensor
@@ -40,6 +41,7 @@ class Draws:
     ledger: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     acceptance: float | None = None
+    evidence: tuple[Estimate, ...] = ()
 
     @staticmethod
     def from_arrays(x: Any, log_prob: Any = None, log_weight: Any = None) -> Draws:

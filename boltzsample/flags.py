@@ -70,6 +70,8 @@ KINDS: dict[str, Kind] = {
     "KHAT_F": Kind("caution", "weight times f has a heavy tail", "use a proposal wider where f is large, or ask for a bounded function"),
     "CONCENTRATION": Kind("caution", "a single draw carries much of the error bar", "increase n, or use a wider proposal"),
     "BAD_WEIGHTS": Kind("untrusted", "all weights are zero, or some are NaN or infinite", "check log_weight and the overlap of proposal and target"),
+    "NO_OVERLAP": Kind("untrusted", "target and proposal hardly overlap, so the bridge between them bears nothing", "train the flow longer"),
+    "OUT_OF_RANGE": Kind("caution", "draws lie outside the interval on which the flow's splines act, where it cannot shape a tail", "put a scale layer before the splines, or use an affine flow"),
     "LOG_Z_SPREAD": Kind("caution", "the weights vary too much for the interval of log Z", "increase n, or use a closer proposal"),
     "NO_LOG_Z": Kind("untrusted", "this method does not estimate log Z", "give weighted draws of a proposal you know: bz.Draws.from_arrays(x, log_prob, log_weight)"),
     # global

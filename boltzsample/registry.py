@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+from boltzsample.samplers.flow_is import FlowIS
+from boltzsample.samplers.latent import LatentMCMC
 from boltzsample.samplers.mcmc import MCMC
 from boltzsample.samplers.sampler import Sampler
 
 
 class Method(NamedTuple):
     """A ready-made sampler: how to make it, whether it needs a gradient, what its draws are (exact: in the limit of long runs;
-    weighted; approximate), whether it estimates log Z, and one line of what it is for."""
+    weighted; approximate), and one line of what it is for."""
 
-    make: Callable[[], Sampler]
+    make: type[Sampler]
     needs_gradient: bool
     promise: str
-    log_z: bool
     summary: str
+
+    @property
+    def log_z(self) -> bool:
+        """Whether it estimates log Z."""
+        return self.make.log_z
 
 
 METHODS: dict[str, Method] = {
-    "mcmc": Method(MCMC, False, "exact", False, "256 chains from dispersed starts, HMC adapted across chains, then frozen"),
+    "mcmc": Method(MCMC, False, "exact", "256 chains from dispersed starts, HMC adapted across chains, then frozen"),
+    "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
+    "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),
 }
 
 AUTO = "mcmc"  # what method="auto" runs until the portfolio exists
+
+
+def name_of(sampler: Sampler) -> str:
+    """The registry's name for a sampler's class, or the class's own in small letters."""
+    return next((name for name, line in METHODS.items() if line.make is type(sampler)), type(sampler).__name__.lower())
 
 
 def method(name: str) -> Method:

@@ -15,19 +15,16 @@ from torch import Tensor
 from boltzsample import registry
 from boltzsample.backend import Backend, make_backend
 from boltzsample.draws import Draws
-from boltzsample.errors import InitFailed, ShapeError
 from boltzsample.flags import Flag, flag
-from boltzsample.preflight import check_gradient, check_interface
+from boltzsample.locate import locate
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.results import Result
-from boltzsample.samplers.sampler import Budget, Ledger, Run, Sampler
-from boltzsample.samplers.starts import Starts, user_starts
-from boltzsample.samplers.wide_source import wide_source
-from boltzsample.streams import Stream, root
+from boltzsample.samplers.importance import Importance
+from boltzsample.samplers.sampler import Budget, Ledger, Run, Sampler, Verdict
+from boltzsample.settings import describe
+from boltzsample.streams import root
 from boltzsample.target import Target
-from boltzsample.witnesses import CLIMBS, ROUNDS, no_audit, optimum_audit
-
-SEARCH_PRICE = 20_000  # evaluations the wide source may take
+from boltzsample.witnesses import CLIMBS, ROUNDS, no_audit, optimum_audit, together
 
 
 def sample(
@@ -44,6 +41,7 @@ def sample(
     compile: bool | Literal["auto"] = "auto",
     chunk: int | None = None,
     fit: bool = True,
+    data: Draws | None = None,
     replicates: int = 1,
     witness: bool = True,
     progress: bool | None = None,
@@ -55,8 +53,9 @@ def sample(
     starts: points (k, dim) or (dim,) in the user's space to start from; None searches for a wide source. modes: points (k, dim)
     near modes the user knows. budget: evaluations of the density (an int), or a `bz.Budget`. device, dtype: float64 on CPU and
     float32 on CUDA by default. compile: True, False or "auto" (a fixed rule). chunk: lanes of 64 chains moved at once. fit:
-    False uses a fitted sampler as it is. replicates: independent runs in one batch. witness: look a second time for missed mode
-    mass. progress: bars on or off; None: where stderr is a terminal.
+    False uses a fitted sampler as it is. data: draws to learn from first (a `bz.Draws`, weighted or not), for methods with a flow.
+    replicates: independent runs. witness: look a second time for missed mode mass. progress: bars on or off; None: where stderr
+    is a terminal.
 
     Ctrl-C returns what is there, flagged INTERRUPTED. If the density raises, the exception carries what was drawn as `.partial`.
 
@@ -74,17 +73,15 @@ def sample(
     limit = _budget(budget)
     with _quiet(backend), Interrupt() as interrupt:
         with _timed(ledger, "starts"):
-            source = _starts(target, starts, modes, backend, stream, ledger, limit, witness)
+            source = locate(target, starts, modes, backend, stream, ledger, limit, witness)
         run = Run(backend, stream, source, ledger, limit, Progress(progress), interrupt, replicates, _reserve(limit, witness), began=began)
         if fit:
             with _timed(ledger, "warm-up"):
-                sampler = sampler.fit(target, run)
+                sampler = sampler.fit(target, run, data)
         draws = _draw(sampler, target, n, run)
         parts = _split(draws, replicates)
         with _timed(ledger, "witness"):
-            verdicts = optimum_audit(target, parts, getattr(sampler, "map", None), run) if witness else None
-    if verdicts is None:
-        verdicts = [no_audit("witness=False")] * replicates
+            verdicts = _witnesses(sampler, target, parts, run) if witness else [no_audit("witness=False")] * replicates
     config = _config(name, sampler, n, stream.seed, backend, replicates, fit, limit)
     notes = (*run.notes, *((flag("AUTO_IS_MCMC"),) if method == "auto" else ()))
     results = tuple(
@@ -93,8 +90,25 @@ def sample(
     )
     if replicates == 1:
         return results[0]
-    whole = replace(draws, ledger=ledger.phases, seconds=ledger.seconds, witnesses=results[0].draws.witnesses)
+    scope = "end to end" if fit else draws.scope
+    said = results[0].draws.witnesses
+    whole = replace(draws, evidence=(), scope=scope, ledger=ledger.phases, seconds=ledger.seconds, witnesses=said)
     return Result(whole, target, sampler, config, results)
+
+
+def importance(target: Target, proposal: Any, n: int = 10_000, **settings: Any) -> Result:
+    """Weighted draws of a proposal of your own: expectations and log Z with error bars, or the word that they cannot be trusted.
+
+    proposal: a `torch.distributions.Distribution` over R^dim, a Flow, or an object with `sample(n)` and normalized `log_prob(x)`.
+    settings: those of `bz.sample`. Raises TypeError, ShapeError and what `bz.sample` raises.
+
+    >>> import boltzsample as bz
+    >>> target = bz.from_log_prob(lambda x: -0.5 * (x**2).sum(-1), dim=1)
+    >>> narrow = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(1), 0.2), 1)
+    >>> bz.importance(target, narrow, seed=0).log_z()                # log sqrt(2 pi) = .919
+    0... +- 0... (95%, UNTRUSTED(KHAT_W...))
+    """
+    return sample(target, Importance(proposal), n, **settings)
 
 
 def _check_arguments(target: Any, n: int, replicates: int) -> None:
@@ -116,7 +130,7 @@ def _budget(budget: Any) -> Budget:
 
 def _sampler(method: str | Sampler) -> tuple[Sampler, str]:
     if isinstance(method, Sampler):
-        return method, type(method).__name__.lower()
+        return method, registry.name_of(method)
     if not isinstance(method, str):
         raise TypeError(f"method is a {type(method).__name__}; wanted a name ({', '.join(registry.METHODS)}) or a Sampler object")
     name = registry.AUTO if method == "auto" else method
@@ -139,86 +153,6 @@ def _timed(ledger: Ledger, phase: str) -> Iterator[None]:
         ledger.seconds[phase] = ledger.seconds.get(phase, 0.0) + time.monotonic() - began
 
 
-def _starts(
-    target: Target, starts: Any, modes: Any, backend: Backend, stream: Stream, ledger: Ledger, budget: Budget, witness: bool
-) -> Starts:
-    """Preflight, then the user's starts, the wide source, or both (the witness must not depend on the user's starts)."""
-    points = stream.child("preflight").rng(backend.dtype, backend.device).normal(8, target.dim)
-    seen = check_interface(target, points)
-    ledger.add("preflight", (seen.log_prob_rows, seen.grad_rows))
-    given = None if starts is None else _located("starts", starts, target, backend, ledger)
-    known = None if modes is None else _located("modes", modes, target, backend, ledger)
-    affordable = budget.evaluations is None or budget.evaluations >= 2 * SEARCH_PRICE
-    if given is None and not affordable:
-        raise ValueError(
-            f"budget is {budget.evaluations} evaluations, and the search for starts alone may take {SEARCH_PRICE}; "
-            f"wanted at least {2 * SEARCH_PRICE}, or starts="
-        )
-    source = Starts(None, given=given, has_gradient=seen.has_gradient)
-    if given is None or (witness and affordable):
-        source = _searched(target, source, known, backend, stream, ledger)
-    if seen.has_gradient:
-        checked = check_gradient(target, _some_starts(source, given))
-        ledger.add("preflight", (checked.log_prob_rows, checked.grad_rows))
-    return source
-
-
-def _searched(target: Target, source: Starts, modes: Tensor | None, backend: Backend, stream: Stream, ledger: Ledger) -> Starts:
-    """The source with the wide base; without it where only the witness asked for one and there is none to be found."""
-    try:
-        wide = wide_source(target, backend, stream, gradient=source.has_gradient, modes=modes)
-    except InitFailed as error:
-        if source.given is None:
-            raise
-        ledger.add("starts", (error.rows, 0))
-        return source
-    ledger.add("starts", wide.rows)
-    return replace(wide, given=source.given)
-
-
-def _located(name: str, points: Any, target: Target, backend: Backend, ledger: Ledger) -> Tensor:
-    """The user's points in the sampler's space (k, dim). Raises ShapeError, InitFailed."""
-    points = _on(points, backend)
-    pull = getattr(target, "pull", None)
-    x = user_starts(name, points if pull is None else _pulled(name, points, pull), target.dim)
-    good = target.log_prob(x).isfinite()
-    ledger.add("starts", (len(x), 0))
-    if not bool(good.all()):
-        raise InitFailed(
-            f"{int((~good).sum())} of {len(x)} {name} have log_prob -inf or NaN, the first at {x[~good][0].tolist()}; "
-            "wanted points inside the support"
-        )
-    return x
-
-
-def _on(points: Any, backend: Backend) -> Any:
-    """Points, or a dict of named ones, in the run's dtype and on its device."""
-    if isinstance(points, dict):
-        return {name: _on(value, backend) for name, value in points.items()}
-    return torch.as_tensor(points).detach().to(backend.device, backend.dtype)
-
-
-def _pulled(name: str, points: Any, pull: Any) -> Tensor:
-    try:
-        z: Tensor = pull(points)
-    except (RuntimeError, ValueError) as error:
-        came = f" of shape {tuple(points.shape)}" if isinstance(points, Tensor) else ""
-        raise ShapeError(f"{name}{came} are no points of the density's support ({_first(error)})") from error
-    return z
-
-
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]
-
-
-def _some_starts(source: Starts, given: Tensor | None) -> Tensor:
-    """A few points of finite log_prob for the check of the gradient."""
-    if given is not None:
-        return given[:3]
-    assert source.reached is not None
-    return source.reached[torch.linspace(0, len(source.reached) - 1, 3).long()]
-
-
 def _reserve(budget: Budget, witness: bool) -> int:
     price = CLIMBS * ROUNDS // 2
     return price if witness and budget.evaluations is not None and budget.evaluations >= 5 * price else 0
@@ -229,12 +163,19 @@ def _draw(sampler: Sampler, target: Target, n: int, run: Run) -> Draws:
         return sampler.sample(target, n, run)
 
 
+def _witnesses(sampler: Sampler, target: Target, parts: list[Draws], run: Run) -> list[Verdict]:
+    """The optimum audit and the method's own second look, together."""
+    audits = optimum_audit(target, parts, getattr(sampler, "map", None), run)
+    looks = sampler.second_look(target, parts, run)
+    return [together(audit, own) for audit, own in zip(audits, looks, strict=True)]
+
+
 def _split(draws: Draws, replicates: int) -> list[Draws]:
     """The draws of each replicate: equal parts of everything that counts units."""
     units = len(draws.x) // replicates
     tensors = {f.name: v for f in fields(draws) if f.name != "bad_x" and isinstance(v := getattr(draws, f.name), Tensor)}
     parts: list[dict[str, Any]] = [{name: v[r * units : (r + 1) * units] for name, v in tensors.items()} for r in range(replicates)]
-    return [replace(draws, **part) for part in parts]
+    return [replace(draws, evidence=draws.evidence[r : r + 1], **part) for r, part in enumerate(parts)]
 
 
 def _result(
@@ -256,10 +197,9 @@ def _result(
 def _config(
     name: str, sampler: Sampler, n: int, seed: int, backend: Backend, replicates: int, fit: bool, budget: Budget
 ) -> dict[str, Any]:
-    line = registry.METHODS.get(name)
     return {
         "method": name,
-        "log_z": bool(line and line.log_z),
+        "log_z": sampler.log_z,
         "n": n,
         "seed": seed,
         "replicates": replicates,
@@ -270,20 +210,6 @@ def _config(
         "compile": backend.compile,
         "chunk": backend.chunk,
         "threads": torch.get_num_threads(),
-        "sampler": settings(sampler),
+        "sampler": describe(sampler),
         "versions": {"boltzsample": version("boltzsample"), "torch": torch.__version__},
     }
-
-
-def settings(obj: Any) -> dict[str, Any]:
-    """The plain settings of a sampler or kernel: numbers, names and nested settings; of tensors only the shape."""
-    out: dict[str, Any] = {"class": type(obj).__name__}
-    for f in fields(obj):
-        value = getattr(obj, f.name)
-        if isinstance(value, Tensor):
-            out[f.name] = f"tensor{tuple(value.shape)}"
-        elif hasattr(value, "__dataclass_fields__"):
-            out[f.name] = settings(value)
-        else:
-            out[f.name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-    return out

@@ -24,17 +24,20 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+import torch
+
 from boltzsample import netcdf
-from boltzsample.draws import Draws
+from boltzsample.draws import Draws, Estimate
 from boltzsample.errors import BoltzsampleError
 from boltzsample.flags import KINDS, Flag
 from boltzsample.results import Result
 from boltzsample.settings import describe, tensors
 
-SCHEMA = 1
+SCHEMA = 2
+NUMBERS = ("value", "stderr", "df", "interval", "ess")  # of an Estimate
 FILE = re.compile(r"(replicates/\d{3,6}/)*(draws\.nc|config\.json|model\.safetensors)")
 KEYS = {"status", "config", "sampler", "keys", "names", "flags", "witnesses", "scope", "acceptance", "ledger", "seconds"}
-KEYS |= {"replicates", "versions"}
+KEYS |= {"replicates", "versions", "evidence"}
 LARGEST_JSON = 2**26  # bytes; a larger one was not written by us
 
 
@@ -100,6 +103,7 @@ def _config(result: Result) -> dict[str, Any]:
         "witnesses": list(draws.witnesses),
         "scope": draws.scope,
         "acceptance": describe(draws.acceptance),
+        "evidence": [_evidence(estimate) for estimate in draws.evidence],
         "ledger": {phase: list(rows) for phase, rows in draws.ledger.items()},
         "seconds": describe(draws.seconds),
         "replicates": len(result.replicates),
@@ -217,7 +221,22 @@ def _draws(arrays: dict[str, Any], config: dict[str, Any]) -> Draws:
         ledger={phase: (int(a), int(b)) for phase, (a, b) in config["ledger"].items()},
         seconds={phase: float(s) for phase, s in config["seconds"].items()},
         acceptance=_number(config["acceptance"]),
+        evidence=tuple(_estimate(entry) for entry in config["evidence"]),
     )
+
+
+def _evidence(estimate: Estimate) -> dict[str, Any]:
+    numbers = {name: describe(getattr(estimate, name).tolist()) for name in NUMBERS}
+    return {**numbers, "method": estimate.method, "flags": [describe(asdict(f)) for f in estimate.flags]}
+
+
+def _estimate(entry: dict[str, Any]) -> Estimate:
+    value, stderr, df, interval, ess = (torch.tensor(_floats(entry[name]), dtype=torch.float64) for name in NUMBERS)
+    return Estimate(value, stderr, df, interval, ess, entry["method"], flags=tuple(_flag(f) for f in entry["flags"]))
+
+
+def _floats(value: Any) -> Any:
+    return [_number(v) for v in value] if isinstance(value, list) else _number(value)
 
 
 def _flag(entry: dict[str, Any]) -> Flag:

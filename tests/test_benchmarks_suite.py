@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -124,6 +124,8 @@ def test_an_interrupted_run_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monk
 class Wide(Sampler):
     """Importance sampling from N(0, 3^2 I): a method that the suite has never heard of."""
 
+    log_z: ClassVar[bool] = True
+
     def sample(self, target: bz.Target, n: int, run: Run) -> bz.Draws:
         law = torch.distributions.Normal(torch.zeros(target.dim, dtype=torch.float64), 3.0)
         x = 3 * run.stream.child("wide").rng().normal(32, -(-n // 32), target.dim)
@@ -133,7 +135,7 @@ class Wide(Sampler):
 
 
 def test_a_new_method_appears_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setitem(METHODS, "wide", Method(Wide, False, "weighted", True, "for this test"))
+    monkeypatch.setitem(METHODS, "wide", Method(Wide, False, "weighted", "for this test"))
     path = tmp_path / "suite.jsonl"
     assert main(["run", "--problem", "double-well", "--n", "8000", "--seeds", "3", "--method", "wide", "--ledger", str(path)]) == 0
     (line,), _ = ledger.read(path)

@@ -38,7 +38,7 @@ def test_bad_counts(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("method", [None, bz.MCMC, bz.HMC(), 3])
 def test_what_is_no_method(method: Any) -> None:
-    with pytest.raises(TypeError, match=r"wanted a name \(mcmc\) or a Sampler object"):
+    with pytest.raises(TypeError, match=r"wanted a name \(mcmc, .*\) or a Sampler object"):
         bz.sample(normal(), method)
 
 

@@ -246,7 +246,7 @@ def rehash(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update(schema=2), "its schema is 2 and this version reads 1"),
+        (lambda m: m.update(schema=99), "its schema is 99 and this version reads 2"),
         (lambda m: m.pop("schema"), "its schema is None"),
         (lambda m: m.pop("files"), "lists no files"),
         (lambda m: m.update(files=[]), "lists no files"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,6 +39,9 @@ def log_z(draws: Draws) -> Estimate:
     >>> log_z(Draws.from_arrays(x, log_weight=1.5 - x[:, 0] ** 2 / 8))
     1.3907 +- 0.0044 (95%, ok)
     """
+    if draws.evidence:
+        own = draws.evidence[0]
+        return replace(own, flags=tuple(dict.fromkeys((*draws.flags, *own.flags))), witnesses=draws.witnesses)
     if draws.log_z is not None:
         return _from_means(draws.log_z.detach().to("cpu", torch.float64), draws, ())
     if draws.log_weight is None:

@@ -59,7 +59,8 @@ class Ladder:
 @dataclass(frozen=True)
 class Annealed:
     """What a frozen pass returned. x: (particles, dim), equally weighted after the last level. log_z: (). variance: V, the relative
-    variance of Zhat. eves: how many of the first particles have descendants. rows: log_prob_and_grad calls of both passes."""
+    variance of Zhat. eves: how many of the first particles have descendants. rows: evaluations of both passes, `log_prob_rows` of them
+    without gradient."""
 
     x: Tensor
     log_z: float
@@ -67,6 +68,13 @@ class Annealed:
     eves: int
     levels: int
     rows: int
+    log_prob_rows: int
+
+    def apart(self, log_z: float, stderr: float) -> float | None:
+        """How many joint standard errors another estimate is away; None where either has no error bar."""
+        joint = math.hypot(self.stderr, stderr)
+        found = abs(log_z - self.log_z) / joint if joint > 0 else math.nan
+        return found if math.isfinite(found) and math.isfinite(joint) else None
 
     @property
     def stderr(self) -> float:
@@ -88,7 +96,7 @@ class FrozenSMC:
     True
     """
 
-    particles: int = 1024
+    particles: int = 2048
     moves: int = 2
     L: int = 5
     cess: float = 0.8
@@ -98,7 +106,7 @@ class FrozenSMC:
         kernel = HMC(h=0.5 * target.dim**-0.25, L=self.L)
         climb = _Climb(self, target, base, kernel, run)
         ladder = climb.up(stream.child("adapt"), None)
-        reported = _Climb(self, target, base, kernel, run, rows=climb.rows)
+        reported = _Climb(self, target, base, kernel, run, climb.rows, climb.log_prob_rows)
         reported.up(stream.child("frozen"), ladder)
         return reported.done(len(ladder.beta))
 
@@ -118,6 +126,7 @@ class _Climb:
     kernel: HMC
     run: Run | None
     rows: int = 0
+    log_prob_rows: int = 0
     log_z: float = 0.0
     resampled: int = 0
 
@@ -127,7 +136,9 @@ class _Climb:
         rng = stream.rng(dtype, device)
         x = self.base.sample(rng, self.plan.particles)
         self.eve = torch.arange(len(x), device=device)
-        beta, h, betas, steps = 0.0, float(self.kernel.h), [], []
+        betas: list[float] = []
+        steps: list[float] = []
+        beta, h = 0.0, float(self.kernel.h)
         while beta < 1.0 and len(betas) < MOST_LEVELS and not self._stopped():
             ratio = self._log_ratio(x)
             new = float(ladder.beta[len(betas)]) if ladder is not None else self._next(ratio, beta)
@@ -144,14 +155,14 @@ class _Climb:
         n = len(self.x)
         shares = torch.bincount(self.eve, minlength=n).double() / n
         variance = 1 - (n / (n - 1)) ** (self.resampled + 1) * (1 - float(shares.square().sum()))
-        return Annealed(self.x, self.log_z, variance, int((shares > 0).sum()), levels, self.rows)
+        return Annealed(self.x, self.log_z, variance, int((shares > 0).sum()), levels, self.rows, self.log_prob_rows)
 
     def _stopped(self) -> bool:
         return self.run is not None and self.run.must_stop(self.rows) is not None
 
     def _log_ratio(self, x: Tensor) -> Tensor:
         """log p - log p_0 (n,) in float64; NaN counts as zero density."""
-        self.rows += len(x)
+        self.rows, self.log_prob_rows = self.rows + len(x), self.log_prob_rows + len(x)
         ratio = self.target.log_prob(x).double() - self.base.log_prob(x).double()
         return ratio.nan_to_num(nan=-torch.inf, posinf=torch.inf)
 
@@ -189,10 +200,3 @@ class _Climb:
             self.rows += len(x) * self.plan.L
             h = h * math.exp(GAIN * (float(info.accept_prob.mean()) - self.kernel.target_accept)) if tune else h
         return state.x, h
-
-
-def conflict(a: float, a_stderr: float, b: float, b_stderr: float) -> float:
-    """|a - b| in joint standard errors; nan where either has none."""
-    joint = math.hypot(a_stderr, b_stderr)
-    return abs(a - b) / joint if joint > 0 and math.isfinite(joint) else math.nan
-

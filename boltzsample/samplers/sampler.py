@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -80,8 +80,22 @@ class Run:
         return "STOPPED_EARLY" if late or broke else None
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a witness says of one replicate: flags, and the sentence that `ok` prints. `looked`: False where it could not look at all.
+    `sees`: the smallest missing share of the mass that it would have seen, where it can tell."""
+
+    flags: tuple[Flag, ...] = ()
+    sentence: str | None = None
+    looked: bool = True
+    sees: float | None = None
+
+
 class Sampler(ABC):
-    """A frozen dataclass of settings. `fit` adapts or trains a copy; `sample` draws with everything frozen."""
+    """A frozen dataclass of settings. `fit` adapts or trains a copy; `sample` draws with everything frozen. `log_z`: whether its draws
+    estimate log Z."""
+
+    log_z: ClassVar[bool] = False
 
     def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
         """A better copy of itself; the default needs no fitting."""
@@ -90,5 +104,9 @@ class Sampler(ABC):
     @abstractmethod
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """At least n draws a replicate; the units of replicate r are the r-th of `run.replicates` equal parts."""
+
+    def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
+        """What a witness of the method's own says of each replicate, beside the optimum audit that all methods have."""
+        return [Verdict()] * len(replicates)
 
 

@@ -1,0 +1,120 @@
+"""What samplers with a flow share: choosing and training one for each replicate, weighted draws from it, SMC in its latent space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from boltzsample.draws import Draws
+from boltzsample.errors import PositiveInfinityError
+from boltzsample.flags import Flag, Severity, flag
+from boltzsample.flows.base import Base, DefensiveBase, Normal
+from boltzsample.flows.choose import choose
+from boltzsample.flows.families import make_flow
+from boltzsample.flows.flow import Flow
+from boltzsample.flows.train import Training, train
+from boltzsample.samplers.annealing import Annealed, FrozenSMC
+from boltzsample.samplers.sampler import Run, Sampler
+from boltzsample.streams import Stream
+from boltzsample.target import Target
+from boltzsample.views import Pullback
+
+AT_ONCE = 2**16  # rows of a pass through a flow
+TRAINING_SHARE = 0.7  # of the budget
+LATENT_WIDTH = 2.0  # of the base from which the witness anneals in the latent space
+OUT_OF_RANGE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class WithFlow(Sampler):
+    """flow: a Flow, the name of a family, or None: chosen by a pilot. training: how it is trained. `fit` fills `flows`, one a replicate."""
+
+    log_z: ClassVar[bool] = True
+    flow: Flow | str | None = None
+    training: Training = field(default_factory=lambda: Training(share=TRAINING_SHARE))
+    flows: tuple[Flow, ...] = ()
+
+    def trained(self, target: Target, run: Run, data: Draws | None) -> tuple[Flow, ...]:
+        """A trained flow for each replicate, one after another, each with a stream of its own."""
+        return tuple(self._train(target, replace(run, stream=run.stream.child("flow", r)), r, data) for r in range(run.replicates))
+
+    def _train(self, target: Target, run: Run, r: int, data: Draws | None) -> Flow:
+        base = DefensiveBase(target.dim)
+        start = self.flows[r % len(self.flows)] if self.flows else self.flow
+        if start is None:
+            start = choose(target, run, base=base).flow
+        elif isinstance(start, str):
+            rng = run.stream.child("init").rng(run.backend.dtype, run.backend.device)
+            start = make_flow(start, target.dim, rng, base=base, whitening=run.starts.first_map(run.backend, target.dim))
+        done = train(start, target, run, self.training, data=data)
+        run.notes.extend(note for note in done.notes if note not in run.notes)
+        return done.flow
+
+    def ready(self, run: Run) -> tuple[Flow, ...]:
+        """The flow of each replicate, on the run's device and in its dtype. Raises ValueError where none is trained."""
+        flows = self.flows or ((self.flow,) if isinstance(self.flow, Flow) else ())
+        if not flows or len(flows) not in (1, run.replicates):
+            came = "no trained flow" if not flows else f"{len(flows)} trained flows for {run.replicates} replicates"
+            raise ValueError(f"this sampler has {came}; leave fit=True, give flow= a Flow, or ask for replicates={max(len(flows), 1)}")
+        here = [f if f.dtype == run.backend.dtype else f.to(run.backend.device, run.backend.dtype) for f in flows]
+        return tuple(here[r % len(here)] for r in range(run.replicates))
+
+    def annealed(self, target: Target, run: Run) -> list[Annealed]:
+        """SMC in the latent space of each distinct flow, from N(0, 2^2 I), entered in the ledger under "witness"."""
+        found: dict[int, Annealed] = {}
+        flows = self.ready(run)
+        for r, flow in enumerate(flows):
+            if id(flow) not in found:
+                smc = FrozenSMC()(Pullback(target, flow), Normal(target.dim, LATENT_WIDTH), run.stream.child("latent smc", r), run)
+                run.ledger.add("witness", (smc.log_prob_rows, smc.rows - smc.log_prob_rows))
+                found[id(flow)] = smc
+        return [found[id(flow)] for flow in flows]
+
+
+def weighted(target: Target, proposal: Any, n: int, stream: Stream, run: Run) -> tuple[Tensor, Tensor, Tensor, int]:
+    """x (n, dim), log_prob (n,) and log-weight (n,) in float64 of n draws of a proposal, and how many had a log_prob of NaN.
+
+    Raises PositiveInfinityError.
+    """
+    parts = []
+    for i, at in enumerate(range(0, n, AT_ONCE)):
+        rng = stream.child("draws", i).rng(run.backend.dtype, run.backend.device)
+        x, log_q, _ = proposal.sample_and_log_prob(min(AT_ONCE, n - at), rng)
+        parts.append((x, target.log_prob(x).double(), log_q.double()))
+    x, log_p, log_q = (torch.cat(part) for part in zip(*parts, strict=True))
+    if bool((log_p == torch.inf).any()):
+        at_x = x[log_p == torch.inf][0]
+        raise PositiveInfinityError(f"log_prob returned +inf at x = {at_x.tolist()}; a log-density may be -inf but never +inf", at_x)
+    undefined = torch.isnan(log_p)
+    log_w = torch.where(undefined | torch.isnan(log_q), -torch.inf, log_p - log_q)
+    return x, log_p, log_w, int(undefined.sum())
+
+
+def nan_flag(count: int, n: int) -> tuple[Flag, ...]:
+    """NAN_EVAL, by the share of draws where the density was undefined."""
+    if not count:
+        return ()
+    share = count / n
+    severity: Severity = "untrusted" if share > 0.01 else "caution" if share > 0.001 else "info"
+    return (flag("NAN_EVAL", value=share, threshold=0.001, severity=severity, detail=f"{count} of {n} draws, given weight 0"),)
+
+
+def range_flag(flow: Flow, x: Tensor, log_w: Tensor) -> tuple[Flag, ...]:
+    """OUT_OF_RANGE, from points x (n, dim) and their log-weights, resampled to the target's side."""
+    if not bool(log_w.max().isfinite()):
+        return ()
+    share = torch.softmax(log_w, 0).cumsum(0)
+    n = len(share)
+    index = torch.searchsorted(share, (torch.arange(n, dtype=share.dtype, device=share.device) + 0.5) / n).clamp(max=n - 1)
+    outside = float(flow.out_of_range(x[index]))
+    return (flag("OUT_OF_RANGE", value=outside, threshold=OUT_OF_RANGE),) if outside > OUT_OF_RANGE else ()
+
+
+def round_up(n: int, base: Base) -> int:
+    """n, or the next number that holds whole periods of a defensive base."""
+    period = base.period if isinstance(base, DefensiveBase) else 1
+    return math.ceil(n / period) * period
