@@ -285,3 +285,15 @@ def test_memory_is_flat_over_1000_steps(target: Target, kernel: Any) -> None:
         assert not accept.requires_grad
     assert counts[1] - counts[0] <= 2
     assert not moving.state.x.requires_grad and moving.state.log_p.grad_fn is None
+
+
+def test_compiled_chains_stay_compiled_whatever_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large batch goes step by step, but through its graph; only what is left of a stride goes eagerly."""
+    for many, graphs in ((10**9, [4, 4]), (1, [1] * 9)):
+        monkeypatch.setattr("boltzsample.kernels.chains.MANY", many)
+        moving = Chains.start(normal(), HMC(), UNIT, torch.zeros(1, 64, 2, dtype=torch.float64), Backend(compile=True), Stream(0), 0)
+        seen: list[int] = []
+        moving.stepper._call = lambda *args, seen=seen, moving=moving: (seen.append(len(args[-1].uniform)), moving.stepper.eager(*args))[1]
+        for _ in moving.strides(9, "draw", 4):
+            pass
+        assert seen == graphs

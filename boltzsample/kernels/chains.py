@@ -139,12 +139,12 @@ class Chains:
 
     def strides(self, n: int, name: str, k: int) -> Iterator[Path]:
         """Make n transitions with the noise called `name`, k at a time where they are compiled; fewer are left: one by one, eagerly."""
-        dim = self.state.x.shape[-1]
+        dim, k = self.state.x.shape[-1], self.stride(k)
         for block in range(-(-n // block_steps(dim))):
             noise, t = self._noise(name, block), 0
             end = min(block_steps(dim), n - block * block_steps(dim))
             while t < end:
-                whole = self.stride(k) == k and t + k <= end
+                whole = t + k <= end
                 stride = k if whole else 1
                 yield self._stride(type(noise)(*(part[t : t + stride] for part in noise)), self.stepper if whole else self.stepper.eager)
                 t += stride
