@@ -38,13 +38,14 @@ def ours(dim: int, family: str, compile: bool = False, path: bool = False) -> Ru
     from boltzsample.flows.families import make_flow
     from boltzsample.flows.objectives import reverse_kl, reverse_kl_path
     from boltzsample.flows.optimizer import Optimizer
+    from boltzsample.flows.train import FUSED
     from boltzsample.streams import Stream
 
     rng, target = Stream(0).rng(torch.float32), bz.from_log_prob(density(dim), dim=dim)
     flow = make_flow(family, dim, rng, base=Normal(dim), layers=COUPLINGS, hidden=HIDDEN)
     optimizer = Optimizer(flow.layers, 1e-3, 10.0, 0.98)
     objective = reverse_kl_path if path else reverse_kl
-    step = Stepper(lambda z: objective(flow, target, z), compile)
+    step = Stepper(lambda z: objective(flow, target, z), compile, FUSED)
 
     def run(steps: int) -> None:
         for _ in range(steps):

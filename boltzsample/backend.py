@@ -71,10 +71,10 @@ def make_backend(
 class Stepper(Generic[T]):
     """A function that is compiled as one graph where asked, with an eager fallback that says so once."""
 
-    def __init__(self, fn: Callable[..., T], compile: bool) -> None:
+    def __init__(self, fn: Callable[..., T], compile: bool, options: dict[str, Any] | None = None) -> None:
         self.eager = fn
         self.compiled = compile
-        self._call = compile_whole(fn) if compile else fn
+        self._call = fn if not compile else compile_whole(fn) if options is None else compile_whole(fn, options)
 
     def __call__(self, *args: Any) -> T:
         if not self.compiled:
@@ -94,10 +94,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def compile_whole(fn: Callable[..., T]) -> Callable[..., T]:
+def compile_whole(fn: Callable[..., T], options: dict[str, Any] = INDUCTOR) -> Callable[..., T]:
     """fn compiled as one static graph. Dynamo's cache and its limit belong to a code object, so each run compiles a copy."""
     own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False, options=INDUCTOR)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 def parallel(work: Callable[[S], None], items: Sequence[S], backend: Backend, size: int) -> None:

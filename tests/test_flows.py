@@ -258,7 +258,7 @@ def test_pyro_transforms_that_are_wrong_are_refused() -> None:
 
 # ---- bases ----
 
-BASES = [DefensiveBase(3), DefensiveBase(3, df=5), DefensiveBase(3, share=0.2, scale=2.0), Normal(3, 1.5)]
+BASES = [DefensiveBase(3), DefensiveBase(3, df=None), DefensiveBase(3, share=0.2, scale=2.0, df=7), Normal(3, 1.5)]
 
 
 @pytest.mark.parametrize("base", BASES, ids=repr)

@@ -178,7 +178,7 @@ def test_the_ledger_counts_what_was_asked() -> None:
     target, there = Counted(gaussian()), run()
     trained = train(make_flow("realnvp", 3, rng()), target, there, Training(steps=20, rounds=2, batch=32, look=100, enough=-1.0))
     assert there.ledger.phases["training"] == trained.rows == (target.log_prob_rows, target.grad_rows)
-    assert trained.rows[1] == 32 * 20 * (1 if len(trained.looks) == 1 else 3)
+    assert trained.rows[1] == 32 * 20 * (1 if len(trained.looks) == 1 else 4)
     assert len(trained.history["elbo"]) == trained.rows[1] // 32
 
 
@@ -238,7 +238,7 @@ def test_steps_without_a_finite_density_are_skipped_counted_and_rolled_back() ->
 def test_it_stops_when_nothing_is_left_to_gain() -> None:
     white = Dense(torch.ones(3).double(), torch.linalg.cholesky(COVARIANCE))
     trained = train(make_flow("realnvp", 3, rng(), whitening=white), gaussian(), run(), Training(steps=10, rounds=4, batch=64))
-    assert len(trained.looks) == 1 and trained.looks[0].gap < 0.015
+    assert len(trained.looks) == 1 and trained.looks[0].gap < 0.01
     narrow = make_flow("nice", 3, rng(), layers=2)  # additive couplings and a scale cannot be this Gaussian: rounds stop bringing more
     quartic = bz.from_log_prob(lambda x: gaussian_log_prob(x) - 0.1 * x.pow(4).sum(-1), 3)
     trained = train(narrow, quartic, run(), Training(steps=100, rounds=5, batch=64, enough=-1.0))
