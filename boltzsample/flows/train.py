@@ -53,7 +53,7 @@ class Training:
     """
 
     steps: int = 500
-    rounds: int = 3
+    rounds: int = 2
     batch: int = 512
     lr: float = 5e-3
     path: bool | None = None
