@@ -6,6 +6,7 @@ that fails is heard once more with 4R fresh replicates, and that counts. Exit co
 was flagged too often, or a functional that has no error bar was not flagged.
 
     python -m benchmarks coverage --replicates 200 --out coverage.jsonl
+    python -m benchmarks coverage --method flow-is --replicates 100        # 10 trainings, 10 runs of each: given the trained proposal
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from scipy import optimize, stats
 
 import boltzsample as bz
 from benchmarks.verdicts import HEADER, RULE, Cell, Record, judge, row
+from boltzsample.samplers.sampler import Sampler
 from targets import Problem, problem
 
 VERSION = 1
 NORMAL_X0 = frozenset({"gaussian-corr-d10", "gaussian-ill-d100", "funnel-sd3", "banana", "rosenbrock"})
 BATCH = 50  # replicates in one call of bz.sample: these share a wide source and the number of leapfrogs
+PER_TRAINING = 10  # replicates of each trained flow
 AGAIN = 4
 
 
@@ -50,10 +53,16 @@ class Trial:
     loud: tuple[str, ...] = ()
     starts: Any = None
     witness: bool = True
+    method: str = "mcmc"
 
     @property
-    def method(self) -> bz.MCMC:
-        return bz.MCMC(chains=self.chains, warmup=self.warmup, thin=self.thin)
+    def sampler(self) -> Sampler:
+        chains = bz.MCMC(chains=self.chains, warmup=self.warmup, thin=self.thin)
+        return {"mcmc": chains, "flow-is": bz.FlowIS(), "latent-mcmc": bz.LatentMCMC(mcmc=chains)}[self.method]
+
+    @property
+    def is_trained(self) -> bool:
+        return self.method != "mcmc"
 
 
 TRIALS: tuple[Trial, ...] = (
@@ -75,8 +84,9 @@ class Question:
     truth_se: float = 0.0
 
 
-def questions(p: Problem) -> list[Question]:
-    """E x_0, E x_0^2, E x.x, E a.x for a fixed direction a, sd x_0, P(x_0 > c) with c of the card, and quantiles of x_0 where known."""
+def questions(p: Problem, log_z: bool = False) -> list[Question]:
+    """E x_0, E x_0^2, E x.x, E a.x for a fixed direction a, sd x_0, P(x_0 > c) with c of the card, log Z where the
+    method has it, and quantiles of x_0 where known."""
     mean, second, sd, tail = (p.truth[name] for name in ("mean", "second_moment", "sd", "tail"))
     a = torch.randn(p.target.dim, generator=torch.Generator().manual_seed(2026), dtype=torch.float64)
     a = a / (a.norm() * sd.value)
@@ -91,6 +101,8 @@ def questions(p: Problem) -> list[Question]:
         Question("P(x_0 > c)", lambda r: r.probability(lambda x: x[..., 0] > tail.at.to(x)), float(tail.value), float(tail.stderr)),
     ]
     law = marginal(p)
+    if log_z and "log_z" in p.truth:
+        asked.append(Question("log Z", lambda r: r.log_z(), float(p.truth["log_z"].value), float(p.truth["log_z"].stderr)))
     ask = lambda q: lambda r: r.quantile(lambda x: x[..., 0], q)  # noqa: E731
     return asked + ([Question(f"q{round(100 * q)} x_0", ask(q), law(q)) for q in (0.05, 0.5, 0.95)] if law else [])
 
@@ -117,13 +129,16 @@ def _ppf(law: Any, q: float) -> float:
 
 
 def runs(trial: Trial, replicates: int, seed: int) -> Iterator[tuple[str, bz.Result]]:
-    """Independent runs, each with its seed path."""
-    target = problem(trial.problem).target
-    for batch, done in enumerate(range(0, replicates, BATCH)):
-        size = min(BATCH, replicates - done)
-        own = 1_000 * seed + batch
+    """Independent runs, each with its seed path; of a method that trains, ten runs of each training."""
+    target, per = problem(trial.problem).target, PER_TRAINING if trial.is_trained else BATCH
+    settings: dict[str, Any] = {"starts": trial.starts, "progress": False}
+    for batch, done in enumerate(range(0, replicates, per)):
+        size = min(per, replicates - done)
+        own, sampler = 1_000 * seed + batch, trial.sampler
+        if trial.is_trained:
+            sampler = bz.sample(target, sampler, n=trial.chains, seed=own, witness=False, **settings).sampler
         whole = bz.sample(
-            target, method=trial.method, n=trial.n, seed=own, replicates=size, starts=trial.starts, witness=trial.witness, progress=False
+            target, sampler, n=trial.n, seed=own, fit=not trial.is_trained, replicates=size, witness=trial.witness, **settings
         )
         yield from ((f"{own}/{r}", result) for r, result in enumerate(whole.replicates or (whole,)))
 
@@ -131,7 +146,7 @@ def runs(trial: Trial, replicates: int, seed: int) -> Iterator[tuple[str, bz.Res
 def records(trial: Trial, replicates: int, seed: int) -> Iterator[Record]:
     """One record a replicate and functional."""
     p, here = problem(trial.problem), _here()
-    asked = questions(p)
+    asked = questions(p, trial.sampler.log_z)
     for number, (path, result) in enumerate(runs(trial, replicates, seed)):
         for q in asked:
             yield {**here, **_facts(trial, q, q.ask(result)), "replicate": number, "seed": path, **_price(result)}
@@ -141,7 +156,7 @@ def _facts(trial: Trial, q: Question, e: bz.Estimate) -> Record:
     numbers = {"est": e.value, "se": e.stderr, "df": e.df, "lo": e.interval[0], "hi": e.interval[1]}
     return {
         "target": trial.problem,
-        "method": f"mcmc chains={trial.chains} warmup={trial.warmup} n={trial.n} thin={trial.thin}",
+        "method": f"{trial.method} chains={trial.chains} warmup={trial.warmup} n={trial.n} thin={trial.thin}",
         "f": q.name,
         **{name: float(v) for name, v in numbers.items()},
         "truth": q.truth,
@@ -203,6 +218,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--replicates", type=int, default=200, metavar="R")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--problem", action="append", choices=[t.problem for t in TRIALS], help="only this one (may be repeated)")
+    parser.add_argument("--method", default="mcmc", choices=["mcmc", "flow-is", "latent-mcmc"])
     parser.add_argument("--out", type=Path, help="append one line of JSON for each replicate and functional")
     for name in ("chains", "n", "warmup", "thin"):
         parser.add_argument(f"--{name}", type=int, help="instead of the trial's own")
@@ -212,7 +228,8 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where the promise is broken."""
     torch.set_num_threads(1)
-    own = {k: v for k in ("chains", "n", "warmup", "thin") if (v := getattr(args, k)) is not None}
+    own: dict[str, Any] = {"method": args.method}
+    own |= {k: v for k in ("chains", "n", "warmup", "thin") if (v := getattr(args, k)) is not None}
     chosen = [replace(t, **own) for t in TRIALS if not args.problem or t.problem in args.problem]
     print(f"{HEADER}\n{RULE}", flush=True)
     broken, began = 0, time.monotonic()
