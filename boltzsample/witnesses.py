@@ -4,7 +4,8 @@ The optimum audit climbs from 256 points that owe nothing to the draws it judges
 An optimum is *required* if the climb converged, its Hessian is negative definite, its Laplace share m of all the masses found is
 at least 1e-3 and m n_eff >= 20. It is *visited* if a tenth of m or more of the draws lie in the .999 ball of its Laplace Gaussian
 (one stray chain is no visit), or if as many climbs from 256 of the draws end there and it is no more than the top of their own
-region: its Laplace mass must then be small against the Gaussian mass of the draws, median log p + d/2 + 1/2 log det 2 pi S, or it
+region; weighted draws must pass twice, as weighted, and with a hundredth of m before they are (one heavy draw is none either). For the
+second way its Laplace mass must be small against the Gaussian mass of the draws, median log p + d/2 + 1/2 log det 2 pi S, or it
 is a spike that they walk past. A required optimum not visited is WITNESS_CONFLICT. The audit counts as a witness if at least 64
 of its climbs converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS says so. What no climb reaches it
 cannot see: a narrow mode away from the origin, with most of the space flat around it, stays hidden from everybody.
@@ -38,6 +39,7 @@ SHARE = 1e-3
 EXPECTED_DRAWS = 20.0
 BALL = 0.999
 ENOUGH_VISITS = 0.1  # of an optimum's share
+ENOUGH_PROPOSALS = 0.01  # the same for weighted draws before they are weighted
 SMALL = 0.1  # Laplace mass against that of the draws
 HESSIAN_UP_TO = 500  # dimensions
 ENOUGH_POWER = 0.2  # of the mass
@@ -139,14 +141,10 @@ def _judge(
     view: Pullback, climbs: Ascent, optima: list[Optimum], group: Tensor, draws: Draws, units: Diagonal | Dense, run: Run
 ) -> Verdict:
     converged = int((group >= 0).sum())
-    draws = evenly_weighted(draws)
-    z = units.pull(draws.x.reshape(-1, draws.x.shape[-1]))
     required = [o for o in optima if o.share >= SHARE and o.share * draws.log_prob.numel() >= EXPECTED_DRAWS]
-    missed = [o for o in required if _in_ball(o.hill, z) < ENOUGH_VISITS * o.share]
-    if missed:
-        own = _climb(view, z[torch.linspace(0, len(z) - 1, min(CLIMBS, len(z))).long()], run)
-        mass = _gaussian_log_mass(z, draws.log_prob.reshape(-1) + units.log_det)
-        missed = [o for o in missed if _ends_at(own, o) < ENOUGH_VISITS * o.share or o.hill.log_mass > mass + math.log(SMALL)]
+    missed = _missed(view, required, evenly_weighted(draws), ENOUGH_VISITS, units, run)
+    if draws.log_weight is not None and not missed:  # a few heavy draws in a mode are not enough to weigh it
+        missed = _missed(view, required, draws, ENOUGH_PROPOSALS, units, run)
     if missed:
         return Verdict(tuple(_conflict(o, units, len(optima)) for o in missed[:3]))
     one = len(optima) == 1 and bool((group[climbs.log_p.isfinite()] == 0).all())
@@ -156,6 +154,17 @@ def _judge(
         return no_audit(f"the optimum audit found {MOST_OPTIMA} optima and stopped counting", looked=True)
     plural = "optimum" if len(optima) == 1 else "optima"
     return Verdict((), f"optimum audit: {len(optima)} {plural} from {len(climbs.x)} wide starts, none missed")
+
+
+def _missed(view: Pullback, required: list[Optimum], draws: Draws, enough: float, units: Diagonal | Dense, run: Run) -> list[Optimum]:
+    """Those of the optima that these draws, taken evenly, have not visited: `enough` times the optimum's share is a visit."""
+    z = units.pull(draws.x.reshape(-1, draws.x.shape[-1]))
+    missed = [o for o in required if _in_ball(o.hill, z) < enough * o.share]
+    if not missed:
+        return []
+    own = _climb(view, z[torch.linspace(0, len(z) - 1, min(CLIMBS, len(z))).long()], run)
+    mass = _gaussian_log_mass(z, draws.log_prob.reshape(-1) + units.log_det)
+    return [o for o in missed if _ends_at(own, o) < enough * o.share or o.hill.log_mass > mass + math.log(SMALL)]
 
 
 def evenly_weighted(draws: Draws) -> Draws:
