@@ -1,19 +1,20 @@
-"""`python -m benchmarks COMMAND`: run and table (problem x method x score), posteriors (beside NUTS), coverage (do the error bars
-hold?), mutants (would the tests notice?), kernels (how fast?)."""
+"""`python -m benchmarks COMMAND`: run and table (problem x method x score), posteriors (beside NUTS), neutra (beside NeuTra), coverage
+(do the error bars hold?), collapse (flows that look fine and are wrong), mutants (would the tests notice?), kernels and flows (how
+fast?)."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from benchmarks import court, kernels, mutants, posteriors, suite
+from benchmarks import collapse, court, flows, kernels, mutants, neutra, posteriors, suite
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 where everything holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (suite, posteriors, court, mutants, kernels):
+    for module in (suite, posteriors, neutra, court, collapse, mutants, kernels, flows):
         module.add_command(commands)
     args = parser.parse_args(argv)
     run = args.run

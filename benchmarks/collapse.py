@@ -1,0 +1,83 @@
+"""Two ways in which a flow is wrong while its weights look fine, and what the library says of them.
+
+    python -m benchmarks collapse --replicates 100
+
+collapse   couplings trained from N(0, I), between two modes 30 standard deviations apart (.7 and .3): they fall into one of them. Its
+           weights are perfect and log Z is short by .36 or 1.20 nats. WITNESS_CONFLICT is wanted in 95 of 100 runs.
+short tail neural splines that end at 5 on the funnel, whose v has standard deviation 3: the tail is the identity's. `ok` is wanted never.
+
+Every replicate trains a flow of its own. Exit code 1: a promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import boltzsample as bz
+from boltzsample.flows.base import DefensiveBase
+from boltzsample.flows.families import make_flow
+from boltzsample.flows.train import Training
+from boltzsample.streams import Stream
+from targets import problem
+
+N = 4_000
+
+
+def collapsed(seed: int) -> bz.Result:
+    """A run of flow-is with a flow that fell into one mode."""
+    flow = make_flow("realnvp", 2, Stream(seed).child("init").rng(), base=DefensiveBase(2), layers=6)
+    return bz.sample(problem("two-modes-far").target, bz.FlowIS(flow, Training(steps=200, rounds=1)), N, seed=seed, progress=False)
+
+
+def short_tailed(seed: int) -> bz.Result:
+    """A run of flow-is with splines that end at 5, in units of x."""
+    flow = make_flow("spline-coupling", 10, Stream(seed).child("init").rng(), base=DefensiveBase(10), bound=5.0)
+    return bz.sample(problem("funnel-sd3").target, bz.FlowIS(flow, Training(steps=300, rounds=1)), N, seed=seed, progress=False)
+
+
+CASES = {"collapse": (collapsed, "two-modes-far"), "short tail": (short_tailed, "funnel-sd3")}
+
+
+def results(name: str, replicates: int, seed: int) -> Iterator[tuple[bz.Result, float]]:
+    """Each run, and its error of log Z."""
+    make, of = CASES[name]
+    truth = float(problem(of).truth["log_z"].value)
+    for r in range(replicates):
+        result = make(seed + r)
+        yield result, float(result.log_z().value) - truth
+
+
+def kish(result: bz.Result) -> float:
+    """ESS of the weights as a share of the draws."""
+    log_w: Any = result.draws.log_weight
+    return float((2 * log_w.logsumexp((0, 1)) - (2 * log_w).logsumexp((0, 1))).exp()) / log_w.numel()
+
+
+def run(args: argparse.Namespace) -> int:
+    torch.set_num_threads(1)
+    print("| case | replicates | ok | WITNESS_CONFLICT | log Z error, median | ESS of the weights, median | other flags |")
+    print("|---|---|---|---|---|---|---|")
+    broken = 0
+    for name in args.case or CASES:
+        found = list(results(name, args.replicates, args.seed))
+        codes = Counter(code for r, _ in found for code in {f.code for f in r.flags if f.severity != "info"})
+        conflicts, fine = codes.pop("WITNESS_CONFLICT", 0), sum(r.status == "ok" for r, _ in found)
+        error, ess = statistics.median(e for _, e in found), statistics.median(kish(r) for r, _ in found)
+        others = ", ".join(f"{code} {n}" for code, n in codes.most_common(4))
+        print(f"| {name} | {len(found)} | {fine} | {conflicts} | {error:.3f} | {ess:.2f} | {others} |", flush=True)
+        broken += fine > 0 if name == "short tail" else conflicts < 0.95 * len(found)
+    return int(broken > 0)
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser("collapse", help="flows that are wrong though their weights look fine: does anybody notice?")
+    parser.add_argument("--replicates", type=int, default=100, metavar="R")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", action="append", choices=list(CASES))
+    parser.set_defaults(run=run)
