@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -218,7 +219,8 @@ def measure(name: str, chains: int) -> str:
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    print(f"threads {args.threads}, torch {torch.__version__}, float32, HMC L = {L}, strides of {STRIDE}\n")
+    spin = os.environ.get("GOMP_SPINCOUNT", "not set")
+    print(f"threads {args.threads}, torch {torch.__version__}, float32, HMC L = {L}, strides of {STRIDE}, GOMP_SPINCOUNT {spin}\n")
     print("| target | chains | grads/s | L F (us) | noise (us; ns per normal) | rest (us) | rest / L F | compile (s) | ours / blackjax |")
     print("|---|---|---|---|---|---|---|---|---|")
     with torch.no_grad():

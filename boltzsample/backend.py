@@ -8,13 +8,16 @@ timed trial would break same-seed bits.
 from __future__ import annotations
 
 import logging
+import os
 import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from boltzsample.errors import DeviceError, DtypeError
 
@@ -101,14 +104,37 @@ def compile_whole(fn: Callable[..., T], options: dict[str, Any] = INDUCTOR) -> C
 
 
 def parallel(work: Callable[[S], None], items: Sequence[S], backend: Backend, size: int) -> None:
-    """work(item) for all items, in threads where it is on the CPU and `size` numbers are enough to pay for them (torch's own count)."""
-    threads = min(torch.get_num_threads(), len(items))
-    if backend.device.type == "cpu" and threads > 1 and size >= 2**18:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, items))
+    """work(item) of all items, in threads where it is on the CPU and `size` numbers pay for them (torch's own count).
+
+    work must be serial inside: the OpenMP threads that a helper would start spin on, and stall everybody else's.
+    """
+    threads = min(torch.get_num_threads() if backend.device.type == "cpu" and size >= 2**17 else 1, len(items))
+    waiting = [_helpers(threads - 1).submit(_each, work, items[i::threads]) for i in range(1, threads)]
+    _each(work, items[::threads])
+    for helper in waiting:
+        helper.result()
+
+
+def _each(work: Callable[[S], None], items: Sequence[S]) -> None:
+    for item in items:
+        work(item)
+
+
+def copy_serially(to: Tensor, source: Tensor) -> None:
+    """to <- source of the same dtype, without OpenMP threads on the CPU."""
+    if to.device.type == "cpu":
+        to.numpy()[...] = source.numpy()
     else:
-        for item in items:
-            work(item)
+        to.copy_(source)
+
+
+@cache
+def _helpers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="boltzsample")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a fork has no threads
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MIXING = {"NESTED_RHAT", "START_MEMORY", "DRIFT", "RHAT", "FEW_SWITCHES"}  # chains that are not (yet) draws of one law
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """The draws of a run and the questions they answer.
@@ -69,13 +72,14 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         """
         if self.replicates:
             return combine([r.expectation(f) for r in self.replicates])
-        return expectation(self._y(f), self.draws, self._y_start(f))
+        own = expectation(self._y(f), self.draws, self._y_start(f))
+        return own if f is None else self._of_this_run(own)
 
     def sd(self, f: Functional | None = None) -> Estimate:
         """The standard deviation of f; without `f`, of every coordinate. Shapes and errors as `expectation`."""
         if self.replicates:
             return combine([r.sd(f) for r in self.replicates])
-        return sd(self._y(f), self.draws, self._y_start(f))
+        return self._of_this_run(sd(self._y(f), self.draws, self._y_start(f)))
 
     def quantile(self, f: Functional | None = None, p: float = 0.5) -> Estimate:
         """The p-quantile of f, 0 < p < 1; without `f`, of every coordinate. Shapes and errors as `expectation`."""
@@ -83,13 +87,13 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
             raise ValueError(f"p is {p}; wanted a number strictly between 0 and 1 (0.05 for the lower end of a 90% interval)")
         if self.replicates:
             return combine([r.quantile(f, p) for r in self.replicates])
-        return quantile(self._y(f), p, self.draws, self._y_start(f))
+        return self._of_this_run(quantile(self._y(f), p, self.draws, self._y_start(f)))
 
     def probability(self, event: Functional) -> Estimate:
         """P(event). `event` maps points (..., dim) to booleans (...) or (..., k). Errors as `expectation`."""
         if self.replicates:
             return combine([r.probability(event) for r in self.replicates])
-        return probability(indicator(self._y(event)), self.draws, self._y_start(event))
+        return self._of_this_run(probability(indicator(self._y(event)), self.draws, self._y_start(event)))
 
     def covariance(self, f: Functional | None = None) -> Estimate:
         """The covariance matrix (k, k) of f (..., k); without `f`, of the coordinates. Errors as `expectation`."""
@@ -129,6 +133,15 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
     def means(self) -> Estimate:
         """`expectation()` of all coordinates, kept: the summary and the status read it."""
         return self.expectation()
+
+    def _of_this_run(self, own: Estimate) -> Estimate:
+        """An estimate, with a caution where the chains disagree about the means: a test of f alone may lack the power to see it."""
+        known = {f.code for f in own.flags if f.severity == "untrusted"}
+        if known & MIXING:
+            return own
+        worse = {f.code: f for f in self.means.flags if f.code in MIXING and f.severity == "untrusted"}
+        heirs = tuple(replace(f, severity="caution", index=None, detail="of the means of this run; " + f.detail) for f in worse.values())
+        return replace(own, flags=own.flags + heirs)
 
     # ---- what the run was ----
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from boltzsample.backend import Backend, Stepper, halved, is_out_of_memory, parallel
+from boltzsample.backend import Backend, Stepper, copy_serially, halved, is_out_of_memory, parallel
 from boltzsample.errors import PositiveInfinityError
 from boltzsample.kernels.kernel import Kernel, Noise
 from boltzsample.streams import LANE, Stream, block_steps
@@ -186,13 +186,12 @@ class Chains:
 
     def _lane(self, name: str, block: int, replicate: int, lane: int) -> None:
         """Fill one lane of the buffer."""
-        assert self.buffer is not None
         stream = self.stream.child(name, "replicate", replicate, "lane", lane, "block", block)
-        steps, dim = len(self.buffer.normal), self.state.x.shape[-1]
-        drawn = self.kernel.draw(stream.rng(self.backend.dtype, self.backend.device), (steps, LANE), dim)
+        dim = self.state.x.shape[-1]
+        drawn = self.kernel.draw(stream.rng(self.backend.dtype, self.backend.device), (block_steps(dim), LANE), dim)
         for whole, part in zip(self.buffer, drawn, strict=True):
             here = whole[:, replicate, lane * LANE : (lane + 1) * LANE]
-            here.copy_(part[:, : here.shape[1]])
+            copy_serially(here, part[:, : here.shape[1]])
 
     def _stride(self, noise: Noise, step: Step) -> Path:
         pieces = self._by_chunk(lambda part: self._move(part, noise, step), self.state.x.shape[1])
