@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +291,9 @@ def test_every_tenth_draw_is_wide(df: int | None) -> None:
 def test_shares_that_cannot_be_dealt_are_refused() -> None:
     with pytest.raises(ValueError, match="wanted 1/k"):
         DefensiveBase(2, share=0.15)
+
+
+def test_importing_flows_leaves_torch_as_it_was() -> None:
+    """zuko switches the argument checks of torch.distributions off for everybody; we switch them back."""
+    code = "from torch.distributions import Distribution as D; a = D._validate_args; import boltzsample.flows; assert D._validate_args is a"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
