@@ -187,7 +187,8 @@ def faults(trial: Trial, functional: str, cell: Cell) -> list[str]:
     if functional in trial.loud:
         return [] if cell.verdict in ("LOUD", "WOLF") else ["must be flagged"]
     wrong = ["SILENT"] if cell.verdict == "SILENT" else []
-    noisy = trial.easy and functional not in trial.heavy and cell.is_noisy
+    easy = trial.easy and not (trial.is_trained and trial.heavy)  # a flow with Gaussian tails is no easy proposal for a heavy one
+    noisy = easy and functional not in trial.heavy and cell.is_noisy
     return wrong + (["flagged too often"] if noisy else [])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import boltzsample as bz
 from boltzsample.draws import Draws
 from boltzsample.estimates import covariance, expectation, probability, quantile, sd
 from boltzsample.estimates.evidence import log_z
@@ -139,3 +140,15 @@ def test_a_wide_spread_of_log_z_is_told():
     _, d = proposal(1.3, 1000)
     wild = Draws(d.x, d.log_prob, log_z=torch.randn(50, generator=rng()) * 2)
     assert "LOG_Z_SPREAD" in codes(log_z(wild)) and "LOG_Z_SPREAD" not in codes(log_z(d))
+
+
+def test_a_far_draw_of_no_weight_costs_no_digits() -> None:
+    """A heavy-tailed proposal throws one draw to 1e9 with weight e^-90: the weighted mean, sd and covariance of x^2 must not notice."""
+    x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_w = -0.1 * x[:, 0].square()
+    clean = bz.result(bz.Draws.from_arrays(x, log_weight=log_w))
+    far_x, far_w = torch.cat([x, torch.full((1, 2), 1e9).double()]), torch.cat([log_w, torch.tensor([-90.0]).double()])
+    far = bz.result(bz.Draws.from_arrays(far_x, log_weight=far_w))
+    for ask in (lambda r: r.expectation(lambda x: x**2), lambda r: r.sd(), lambda r: r.covariance(), lambda r: r.quantile(p=0.9)):
+        a, b = ask(clean), ask(far)
+        assert torch.allclose(a.value, b.value, rtol=1e-3) and torch.allclose(a.stderr, b.stderr, rtol=1e-2)

@@ -36,7 +36,8 @@ def on_cpu(f: Callable[P, T]) -> Callable[P, T]:
 
 @dataclass(frozen=True)
 class Columns:
-    """f in standard units: `z` (units, draws, k) has mean 0 and variance 1 in each column that is neither constant nor non-finite."""
+    """f in standard units: `z` (units, draws, k) has mean 0 and variance 1, weighted as the draws are, in
+    each column that is neither constant nor non-finite."""
 
     z: Tensor  # (units, draws, k); 0 in columns with a NaN or inf
     centre: Tensor  # (k,), the pooled mean
@@ -75,17 +76,27 @@ def columns(y: Tensor, draws: Draws) -> Columns:
     constant = (pooled == pooled[0]).all(0)
     binary = ((pooled == 0) | (pooled == 1)).all(0) & finite
 
-    size = torch.clamp(pooled.abs().amax(0), min=torch.finfo(torch.float64).tiny)
-    centre = (pooled / size).mean(0) * size  # dividing by the size first: a sum of values near 1e308 would overflow
-    centre = torch.where(constant, pooled[0], centre + (pooled - centre).mean(0))
+    size, share = torch.clamp(pooled.abs().amax(0), min=torch.finfo(torch.float64).tiny), _shares(draws)
+    centre = (share * (pooled / size)).sum(0) * size  # dividing by the size first: a sum of values near 1e308 would overflow
+    centre = torch.where(constant, pooled[0], centre + (share * (pooled - centre)).sum(0))
     deviation = flat - centre
     reach = deviation.abs().flatten(0, 1).amax(0)
     reach = torch.where(reach > 0, reach, torch.ones_like(reach))
-    spread = (deviation / reach).flatten(0, 1).square().sum(0).div(max(len(pooled) - 1, 1)).sqrt() * reach
+    bessel = len(pooled) / max(len(pooled) - 1, 1)
+    spread = (share * (deviation / reach).flatten(0, 1).square()).sum(0).mul(bessel).sqrt() * reach
     scale = torch.where(constant | (spread == 0), torch.ones_like(spread), spread)
     z = torch.where(constant, torch.zeros(()).double(), deviation / scale)
     coarse = (torch.finfo(y.dtype).eps if y.is_floating_point() else 0.0) * centre.abs() / scale
     return Columns(z, centre, scale, finite, constant, binary, coarse, y.shape[2:])
+
+
+def _shares(draws: Draws) -> Tensor:
+    """The normalized weights of all draws (units * draws, 1). A proposal with long tails has draws whose f is 1e18 and whose weight is
+    next to nothing: about an unweighted centre every digit of the weighted mean would be lost."""
+    n = draws.x.shape[0] * draws.x.shape[1]
+    if draws.log_weight is None or not bool(draws.log_weight.max().isfinite()):
+        return torch.full((n, 1), 1 / n, dtype=torch.float64)
+    return torch.softmax(draws.log_weight.detach().to("cpu", torch.float64).flatten(), 0)[:, None]
 
 
 def located(
