@@ -297,3 +297,17 @@ def test_importing_flows_leaves_torch_as_it_was() -> None:
     """zuko switches the argument checks of torch.distributions off for everybody; we switch them back."""
     code = "from torch.distributions import Distribution as D; a = D._validate_args; import boltzsample.flows; assert D._validate_args is a"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_file(tmp_path: Path) -> None:
+    one = torch.ones(3).double()
+    flow = make_flow("realnvp", 3, Stream(0).rng(), base=DefensiveBase(3), whitening=Diagonal(one, 2 * one))
+    back = Flow.load(flow.save(tmp_path / "flow.safetensors"))
+    z = Stream(1).rng().normal(5, 3)
+    assert repr(back) == repr(flow) and torch.equal(back.push(z)[0], flow.push(z)[0])
+    (tmp_path / "not").write_text("a flow")
+    with pytest.raises(ValueError, match=r"wanted one that flow\.save wrote"):
+        Flow.load(tmp_path / "not")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="no flow"):
+        Flow.load(tmp_path / "other")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -164,6 +165,19 @@ class Flow:
         from boltzsample.flows.state import config
 
         return self._tensors(), config(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, the configuration in its header; `Flow.load` reads it. Raises ValueError for a base of one's own."""
+        from boltzsample.flows.state import write
+
+        return write(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path, layers: nn.Module | None = None) -> Flow:
+        """The Flow saved at `path`, on the CPU. `layers`: as in `from_state`. Raises ValueError, FileNotFoundError."""
+        from boltzsample.flows.state import read
+
+        return read(Path(path), layers)
 
     @staticmethod
     def from_state(tensors: Mapping[str, Tensor], config: Mapping[str, Any], layers: nn.Module | None = None) -> Flow:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +46,30 @@ def rebuild(tensors: Mapping[str, Tensor], config: Mapping[str, Any], layers: nn
     except RuntimeError as error:
         raise ValueError(f"the saved tensors do not fit the flow {config['family']!r}: {str(error).splitlines()[-1].strip()}") from None
     return flow.whitened(white)
+
+
+def write(flow: Flow, path: Path) -> Path:
+    """One safetensors file: the tensors, and the configuration as JSON in its header."""
+    from safetensors.torch import save_file
+
+    tensors, how = flow.state()
+    save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, path, metadata={"flow": json.dumps(how)})
+    return path
+
+
+def read(path: Path, layers: nn.Module | None) -> Flow:
+    """The Flow of a file that `write` made. Raises ValueError, FileNotFoundError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            how = (file.metadata() or {}).get("flow")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error}); wanted one that flow.save wrote") from None
+    if how is None:
+        raise ValueError(f"{path} holds tensors but no flow; wanted a file that flow.save wrote")
+    return rebuild(tensors, json.loads(how), layers)
 
 
 def _unfilled(config: Mapping[str, Any], base: Any, layers: nn.Module | None, dtype: torch.dtype) -> Flow:

@@ -1,6 +1,6 @@
 """flow-is: a flow trained on the target by reverse KL, and importance weights that make its draws right.
 
-    x = T(z),  z ~ .9 N(0, I) + .1 N(0, 1.2^2 I),      log w = log p(x) - log base(z) + log|det J_T(z)|
+    x = T(z),  z ~ .9 N(0, I) + .1 t_5,      log w = log p(x) - log base(z) + log|det J_T(z)|
 
 Draws and weights come from one pass, self-normalized estimates and log Z = log mean w with their bars from estimates/weighted.py
 and evidence.py. A flow that collapsed onto one of two far modes has perfect weights: the optimum audit and an SMC run in the latent
