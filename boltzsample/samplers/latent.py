@@ -141,9 +141,11 @@ def _push(flow: Flow, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _together(parts: list[Draws]) -> Draws:
-    """The draws of all replicates, one after another."""
+    """The draws of all replicates, one after another; as many a chain as the shortest has, where a budget ended early."""
     if len(parts) == 1:
         return parts[0]
+    least = min(p.x.shape[1] for p in parts)
+    parts = [replace(p, x=p.x[:, :least], log_prob=p.log_prob[:, :least]) for p in parts]
 
     def cat(name: str) -> Any:
         own = [getattr(p, name) for p in parts if getattr(p, name) is not None]
