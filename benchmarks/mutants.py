@@ -24,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
+INDEPENDENT, ANNEALING, FLOWS = "tests/test_independent.py", "tests/test_annealing.py", "tests/test_flow_samplers.py"
 KERNELS, VIEWS, COURT, BARS = "tests/test_kernels.py", "tests/test_views.py", "tests/test_court.py", "tests/test_expectation.py"
 
 
@@ -139,6 +140,19 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("bars: sd without the root", "estimates/expectation.py", "squares.stderr / (2 * root)", "squares.stderr / root", (BARS, COURT)),
     Mutant("bars: replicates / R for / sqrt R", "estimates/replicates.py", "value.std(0) / math.sqrt(r)", "value.std(0) / r", ("tests/test_replicates.py",)),
     Mutant("bars: quantile intervals halved", "estimates/quantiles.py", "stats.binom.ppf(t, e.numpy(), p)) for t in (0.025, 0.975)", "stats.binom.ppf(t, e.numpy(), p)) for t in (0.25, 0.75)", (BARS, COURT)),
+    Mutant("independence: the proposal's density forgotten", "kernels/independent.py", "log_w = torch.where(fine, log_p - self.log_q(z), -torch.inf)", "log_w = torch.where(fine, log_p, -torch.inf)", (INDEPENDENT,)),
+    Mutant("independence: the wide part's volume forgotten", "kernels/independent.py", " - z.shape[-1] * math.log(self.scale)", "", (INDEPENDENT,)),
+    Mutant("i-SIR: the current point left out", "kernels/independent.py", "all_w = torch.cat([now[..., None], log_w], -1)", "all_w = torch.cat([now[..., None] - 50, log_w], -1)", (INDEPENDENT,)),
+    Mutant("SMC: particles moved at the last temperature", "samplers/annealing.py", "x, h_new = self._move(x, new, h, rng, tune=ladder is None)", "x, h_new = self._move(x, beta, h, rng, tune=ladder is None)", (ANNEALING,)),
+    Mutant("SMC: reports the adapted run's log Z", "samplers/annealing.py", "return reported.done(len(ladder.beta))", "return climb.done(len(ladder.beta))", (ANNEALING,)),
+    Mutant("SMC: one resampling too few in the variance", "samplers/annealing.py", "(self.resampled + 1)", "self.resampled", (ANNEALING,)),
+    Mutant("weights: the base is N(0, I) when it is not", "flows/base.py", "return torch.logaddexp(narrow, wide)", "return narrow", ("tests/test_flows.py",)),
+    Mutant("weights: no Jacobian of the flow", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()), z", ("tests/test_flows.py",)),
+    Mutant("weights: no Jacobian of the whitening", "flows/flow.py", "return x, log_det + more", "return x, log_det", ("tests/test_flows.py",)),
+    Mutant("latent-mcmc: log_prob left in z", "samplers/latent.py", "log_prob=chains.log_prob - log_det", "log_prob=chains.log_prob", (FLOWS,)),
+    Mutant("bridge: chains counted as independent draws", "estimates/bridge.py", "of_p = f2.mean(1).var() / (chains * f2.mean().square())", "of_p = f2.var() / (f2.numel() * f2.mean().square())", (FLOWS,)),
+    Mutant("witness: the method's own look not heard", "run.py", "return [together(audit, own) for audit, own in zip(audits, looks, strict=True)]", "return audits", (FLOWS,)),
+    Mutant("weighted mean about an unweighted centre", "estimates/columns.py", "return torch.softmax(draws.log_weight.detach()", "return torch.softmax(0 * draws.log_weight.detach()", ("tests/test_estimates_weighted.py",)),
 )
 
 
