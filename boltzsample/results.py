@@ -19,7 +19,7 @@ from boltzsample.estimates import evidence
 from boltzsample.estimates.expectation import covariance, expectation, probability, sd
 from boltzsample.estimates.quantiles import quantile
 from boltzsample.estimates.replicates import combine
-from boltzsample.flags import Flag, Status, flag, worst
+from boltzsample.flags import Flag, Severity, Status, flag, worst
 from boltzsample.functionals import Functional, Values, component_names, evaluate, flat, indicator
 from boltzsample.target import Target, readout
 
@@ -99,13 +99,14 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         """The covariance matrix (k, k) of f (..., k); without `f`, of the coordinates. Errors as `expectation`."""
         if self.replicates:
             return combine([r.covariance(f) for r in self.replicates])
-        return covariance(self._y(f), self.draws)
+        return self._of_this_run(covariance(self._y(f), self.draws))
 
     def log_z(self) -> Estimate:
         """log of the integral of exp log_prob; nan and untrusted, with the reason in its flags, where the method has none."""
         if self.replicates:
             return evidence.combine_log_z([r.log_z() for r in self.replicates])
-        return evidence.log_z(self.draws)
+        own = evidence.log_z(self.draws)
+        return self._of_this_run(own, "untrusted") if self.draws.evidence else own
 
     # ---- the verdict ----
 
@@ -134,13 +135,16 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         """`expectation()` of all coordinates, kept: the summary and the status read it."""
         return self.expectation()
 
-    def _of_this_run(self, own: Estimate) -> Estimate:
-        """An estimate, with a caution where the chains disagree about the means: a test of f alone may lack the power to see it."""
+    def _of_this_run(self, own: Estimate, severity: Severity = "caution") -> Estimate:
+        """An estimate, with a caution where the chains disagree about the means: a test of f alone may lack the power to see it.
+
+        log Z of chains rests on all they visited, so there the flag keeps its severity.
+        """
         known = {f.code for f in own.flags if f.severity == "untrusted"}
         if known & MIXING:
             return own
         worse = {f.code: f for f in self.means.flags if f.code in MIXING and f.severity == "untrusted"}
-        heirs = tuple(replace(f, severity="caution", index=None, detail="of the means of this run; " + f.detail) for f in worse.values())
+        heirs = tuple(replace(f, severity=severity, index=None, detail="of the means of this run; " + f.detail) for f in worse.values())
         return replace(own, flags=own.flags + heirs)
 
     # ---- what the run was ----

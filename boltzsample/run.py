@@ -68,6 +68,9 @@ def sample(
     """
     _check_arguments(target, n, replicates)
     sampler, name = _sampler(method)
+    if data is not None and not (sampler.learns and fit):
+        how = "" if fit else " with fit=False"
+        raise ValueError(f"data= was given, but {name} does not learn from draws{how}; wanted a method with a flow")
     backend = make_backend(device, dtype, compile, chunk)
     stream, ledger, began = root(seed), Ledger(), time.monotonic()
     limit = _budget(budget)

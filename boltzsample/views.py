@@ -193,6 +193,10 @@ class Constrained:
         """z (*batch, dim) of points x (*batch, *event_shape) of the user's space, such as starts."""
         return self._onto.pull(x.reshape(*x.shape[: x.dim() - len(self._event_shape)], -1))
 
+    def log_det(self, z: Tensor) -> Tensor:
+        """log|det dx/dz| (*batch) at z: what turns a density of x into one of z."""
+        return self._onto.push(z)[1]
+
     def readout(self, z: Tensor) -> Readout:
         x = self._pullback.readout(z)
         return x if isinstance(x, dict) else x.reshape(z.shape[:-1] + self._event_shape)

@@ -26,7 +26,7 @@ from boltzsample.draws import Draws
 from boltzsample.flags import Flag, flag
 from boltzsample.laplace import Laplace, distinct, laplace
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.samplers.sampler import Run, Verdict
+from boltzsample.samplers.sampler import ENOUGH_POWER, Run, Verdict, no_look
 from boltzsample.samplers.wide_source import search
 from boltzsample.target import Target
 from boltzsample.views import Pullback
@@ -42,7 +42,6 @@ ENOUGH_VISITS = 0.1  # of an optimum's share
 ENOUGH_PROPOSALS = 0.01  # the same for weighted draws before they are weighted
 SMALL = 0.1  # Laplace mass against that of the draws
 HESSIAN_UP_TO = 500  # dimensions
-ENOUGH_POWER = 0.2  # of the mass
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Optimum:
 
 def no_audit(why: str, looked: bool = False) -> Verdict:
     """The verdict when nobody looked, or nobody could tell from the look."""
-    return Verdict((flag("SINGLE_WITNESS", detail=why),), looked=looked)
+    return replace(no_look(why), looked=looked)
 
 
 def together(audit: Verdict, own: Verdict) -> Verdict:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 import boltzsample as bz
 from boltzsample import errors
@@ -236,3 +237,96 @@ def test_normal_base_needs_no_tens() -> None:
     flow = make_flow("realnvp", 2, Stream(0).rng(), base=Normal(2), whitening=Dense(MEAN, A))
     r = bz.sample(TARGET, bz.FlowIS(flow), n=123, fit=False, seed=0, witness=False)
     assert r.draws.x.shape == (123, 1, 2)
+
+
+# ---- found by a reviewer ----
+
+
+def test_importance_in_the_users_space() -> None:
+    """On x > 0 the proposal is a law of x, as f and starts are: log Z = 0, E x = 1."""
+    half = bz.from_log_prob(lambda x: -x.sum(-1), dim=1, support=constraints.positive)
+    proposal = torch.distributions.Independent(torch.distributions.Exponential(torch.tensor([0.5])), 1)
+    r = bz.importance(half, proposal, seed=0)
+    e, log_z = r.expectation(), r.log_z()
+    assert abs(float(e.value[0]) - 1) < 4.5 * float(e.stderr[0]) < 0.2 and abs(float(log_z.value)) < 4.5 * float(log_z.stderr) < 0.2
+
+    class Elsewhere:
+        dim = 1
+        log_prob = staticmethod(half.log_prob)
+        grad_log_prob = staticmethod(half.grad_log_prob)
+        readout = staticmethod(torch.exp)
+
+    with pytest.raises(TypeError, match="Jacobian"):
+        bz.importance(Elsewhere(), proposal, seed=0)
+
+
+def test_chains_that_share_starts_are_no_independent_chains() -> None:
+    """32 starts, 8 stuck chains each, in two modes: 60 seeds; the bar is not much shorter than the spread (it was half of it)."""
+    values, bars = [], []
+    for seed in range(60):
+        rng = torch.Generator().manual_seed(seed)
+        mode = (torch.rand(32, generator=rng) < 0.25).repeat_interleave(8)
+        x = torch.where(mode, -6.0, 6.0)[:, None] + torch.randn(256, 10, generator=rng)
+        side = torch.where(torch.rand(2000, generator=rng) < 0.9, -6.0, 6.0)
+        y = side + torch.randn(2000, generator=rng)
+
+        def ratio(v: Tensor) -> Tensor:
+            heights = torch.stack([-0.5 * (v + 6) ** 2, -0.5 * (v - 6) ** 2], -1).double()
+            p, q = (torch.logsumexp(heights + torch.tensor(w, dtype=torch.float64).log(), -1) for w in ((0.25, 0.75), (0.9, 0.1)))
+            return p - q
+
+        e = bridge(ratio(x), ratio(y), torch.arange(32).repeat_interleave(8))
+        values.append(float(e.value))
+        bars.append(float(e.stderr))
+    spread = torch.tensor(values).std()
+    assert 0.7 * spread < sum(bars) / len(bars) < 1.6 * spread, (spread, sum(bars) / len(bars))
+
+
+def test_log_z_of_chains_that_disagree_is_untrusted() -> None:
+    centres = torch.tensor([[-15.0, 0.0], [15.0, 0.0]], dtype=torch.float64)
+    far = bz.from_log_prob(lambda x: torch.logsumexp(-0.5 * (x[..., None, :] - centres.to(x)).square().sum(-1), -1), dim=2)
+    white = Diagonal(torch.zeros(2).double(), torch.tensor([15.0, 1.0]).double())
+    flow = make_flow("realnvp", 2, Stream(0).rng(), base=DefensiveBase(2), whitening=white)
+    r = bz.sample(far, bz.LatentMCMC(flow, mcmc=SHORT, independent=None), n=2000, fit=False, seed=0, witness=False)
+    assert r.status == "untrusted" and r.log_z().status == "untrusted"
+
+
+def test_a_witness_cut_short_is_no_witness() -> None:
+    r = bz.sample(TARGET, bz.FlowIS("realnvp", Training(steps=20, rounds=1)), n=2000, seed=0, budget=60_000)
+    assert "SINGLE_WITNESS" in codes(r) and r.status != "ok" and r.evaluations <= 60_000
+
+
+def test_what_does_not_fit_is_said_at_the_door() -> None:
+    three = make_flow("realnvp", 3, Stream(0).rng())
+    for call in (lambda: bz.importance(TARGET, three), lambda: bz.sample(TARGET, bz.FlowIS(three), fit=False)):
+        with pytest.raises(errors.ShapeError, match="the flow has 3 dimensions and the target 2"):
+            call()
+    noisy = make_flow("ffjord", 2, Stream(0).rng(), probes=1)
+    with pytest.raises(ValueError, match="Hutchinson"):
+        bz.sample(TARGET, bz.FlowIS(noisy), fit=False)
+    with pytest.raises(ValueError, match="does not learn from draws"):
+        bz.sample(TARGET, "mcmc", data=bz.Draws.from_arrays(torch.zeros(4, 2)))
+
+
+def test_errors_in_the_latent_space_speak_of_x() -> None:
+    spike = bz.from_log_prob(lambda x: torch.where(x[..., 0] > 101.5, torch.inf, -0.5 * (x - 100).square().sum(-1)), dim=2)
+    white = Diagonal(torch.full((2,), 100.0).double(), torch.ones(2).double())
+    flow = make_flow("realnvp", 2, Stream(0).rng(), base=DefensiveBase(2), whitening=white)
+    with pytest.raises(errors.PositiveInfinityError, match=r"x = \[1") as caught:
+        bz.sample(spike, bz.LatentMCMC(flow, mcmc=SHORT), n=2000, fit=False, seed=0, starts=torch.full((2,), 100.0), witness=False)
+    assert caught.value.x is not None and float(caught.value.x.flatten()[0]) > 101.5
+
+
+def test_a_fitted_sampler_moves_to_another_dtype(results: dict[str, bz.Result]) -> None:
+    for name in METHODS:
+        r = bz.sample(TARGET, results[name].sampler, n=500, fit=False, seed=0, dtype=torch.float32, witness=False)
+        assert r.draws.x.dtype == torch.float32
+
+
+def test_one_chain_keeps_its_draws_and_no_gradient_its_weights() -> None:
+    lone = bz.LatentMCMC("realnvp", QUICK, mcmc=bz.MCMC(chains=1, warmup=20))
+    r = bz.sample(TARGET, lone, n=50, seed=0, witness=False)
+    assert r.draws.x.shape[0] == 1 and "NO_ERROR_BAR" in codes(r.log_z())
+    blind = bz.from_numpy(lambda x: -0.5 * (x**2).sum(-1), dim=2)
+    flow = make_flow("realnvp", 2, Stream(0).rng(), base=DefensiveBase(2))
+    assert "SINGLE_WITNESS" in codes(bz.sample(blind, bz.FlowIS(flow), n=500, fit=False, seed=0))

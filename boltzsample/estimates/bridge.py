@@ -33,10 +33,11 @@ LEAST_OVERLAP = 0.05
 
 
 @on_cpu
-def bridge(target_side: Tensor, q_side: Tensor, witnesses: tuple[str, ...] = ()) -> Estimate:
-    """log Z from l = log ptilde - log q at draws of the target (chains, draws) and at draws of q (n,), float64.
+def bridge(target_side: Tensor, q_side: Tensor, group: Tensor | None = None) -> Estimate:
+    """log Z from l = log ptilde - log q at draws of the target (chains, draws) and at draws of q (n,), float64. `group` (chains,)
+    numbers the starts that chains share: the spread between starts counts where it is the larger one.
 
-    Raises ShapeError for fewer than two chains or draws of q.
+    A single chain has no error bar (NO_ERROR_BAR). Raises ShapeError for fewer than two draws of q.
 
     >>> import torch
     >>> rng = torch.Generator().manual_seed(0)
@@ -45,19 +46,21 @@ def bridge(target_side: Tensor, q_side: Tensor, witnesses: tuple[str, ...] = ())
     >>> bridge(l(x), l(y))
     -0.000 +- 0.011 (95%, ok)
     """
-    if target_side.ndim != 2 or q_side.ndim != 1 or len(target_side) < 2 or len(q_side) < 2:
+    if target_side.ndim != 2 or q_side.ndim != 1 or len(q_side) < 2:
         came = f"{tuple(target_side.shape)} and {tuple(q_side.shape)}"
-        raise ShapeError(f"bridge got shapes {came}; wanted (chains, draws) with 2 chains or more, and (n,)")
+        raise ShapeError(f"bridge got shapes {came}; wanted (chains, draws) and (n,) with n of 2 or more")
+    if len(target_side) < 2:
+        return _nothing((flag("ONE_UNIT"), flag("NO_ERROR_BAR")))
     lp, lq = target_side.double(), q_side.double().nan_to_num(nan=-torch.inf)
     n2 = len(lq)
     if not bool(lp.isfinite().all()) or not bool(lq.max().isfinite()):
-        return _nothing((flag("BAD_WEIGHTS"),), witnesses)
+        return _nothing((flag("BAD_WEIGHTS"),))
     log_r, n1 = float(lp.median()), float(lp.numel())
     for _ in range(2):  # once with all draws, once with their effective number
         log_r = _root(lp, lq, log_r, n1)
         n1 = _effective(_f2(lp, log_r, n1, n2))
     log_r = _root(lp, lq, log_r, n1)
-    return _estimate(lp, lq, log_r, n1, witnesses)
+    return _estimate(lp, lq, log_r, n1, group)
 
 
 def _root(lp: Tensor, lq: Tensor, log_r: float, n1: float) -> float:
@@ -89,25 +92,29 @@ def _effective(f2: Tensor) -> float:
     return min(float(f2.var()) / stderr**2, float(f2.numel())) if stderr > 0 else float(f2.numel())
 
 
-def _estimate(lp: Tensor, lq: Tensor, log_r: float, n1: float, witnesses: tuple[str, ...]) -> Estimate:
+def _estimate(lp: Tensor, lq: Tensor, log_r: float, n1: float, group: Tensor | None) -> Estimate:
     n2, chains = len(lq), len(lp)
     log_s1, log_s2 = _shares(n1, n2)
     f1, f2 = (lq - log_r - torch.logaddexp(log_s1 + lq - log_r, log_s2)).exp(), _f2(lp, log_r, n1, n2)
     of_q = f1.var() / (n2 * f1.mean().square())
-    of_p = f2.mean(1).var() / (chains * f2.mean().square())
+    of_p, units = f2.mean(1).var() / (chains * f2.mean().square()), chains
+    if group is not None and 1 < (starts := int(group.max()) + 1) < chains:
+        means = torch.bincount(group.cpu(), weights=f2.mean(1)) / torch.bincount(group.cpu())
+        between_starts = means.var() / (starts * f2.mean().square())
+        of_p, units = (between_starts, starts) if between_starts > of_p else (of_p, units)
     stderr = torch.log1p(of_q + of_p).sqrt()
-    df = (of_q + of_p).square() / (of_q.square() / (n2 - 1) + of_p.square() / (chains - 1))  # Welch & Satterthwaite
+    df = (of_q + of_p).square() / (of_q.square() / (n2 - 1) + of_p.square() / (units - 1))  # Welch & Satterthwaite
     overlap = float(torch.minimum((lq - log_r).exp(), torch.ones_like(lq)).mean())
     flags: tuple[Flag, ...] = ()
     if overlap < LEAST_OVERLAP:
         flags += (flag("NO_OVERLAP", value=overlap, threshold=LEAST_OVERLAP),)
     if not float(stderr) > 0:
-        return _nothing((flag("NO_ERROR_BAR"),), witnesses)
+        return _nothing((flag("NO_ERROR_BAR"),))
     value, half = torch.tensor(log_r, dtype=torch.float64), t_quantile(0.975, df) * stderr
     method = f"bridge sampling, {chains} chains and {n2:,} draws of the flow, overlap {overlap:.2f}"
-    return Estimate(value, stderr, df, torch.stack([value - half, value + half]), stderr.square().expm1().pow(-1), method, witnesses, flags)
+    return Estimate(value, stderr, df, torch.stack([value - half, value + half]), stderr.square().expm1().pow(-1), method, (), flags)
 
 
-def _nothing(flags: tuple[Flag, ...], witnesses: tuple[str, ...]) -> Estimate:
+def _nothing(flags: tuple[Flag, ...]) -> Estimate:
     nan = torch.tensor(math.nan, dtype=torch.float64)
-    return Estimate(nan, nan, nan, torch.stack([nan, nan]), nan, "bridge sampling", witnesses, flags)
+    return Estimate(nan, nan, nan, torch.stack([nan, nan]), nan, "bridge sampling", (), flags)

@@ -106,7 +106,7 @@ def _estimate(
     if not bool(stderr > 0):
         flags, nan = (*flags, flag("NO_ERROR_BAR")), torch.full_like(value, math.nan)
         stderr, low, high = nan, nan, nan
-    ess = stderr.expm1().pow(-1)
+    ess = stderr.square().expm1().pow(-1)
     return Estimate(value, stderr, degrees, torch.stack([low, high]), ess, method, witnesses, tuple(dict.fromkeys(flags)))
 
 

@@ -114,7 +114,8 @@ def some(data: Draws, n: int, rng: Rng) -> tuple[Tensor, Tensor]:
         cumulated = data.log_weight.reshape(-1).double().softmax(0).cumsum(0)
         index = torch.searchsorted(cumulated, u.double() * cumulated[-1])
     index = index.clamp(max=len(x) - 1)
-    return x[index].to(rng.dtype), log_p[index].to(rng.dtype)
+    index, to = index.to(x.device), (rng.generator.device, rng.dtype)
+    return x[index].to(*to), log_p[index].to(*to)
 
 
 # ---- inside ----

@@ -15,7 +15,7 @@ Everything has a leading axis of replicates, which share nothing. A NaN never re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -158,5 +158,11 @@ def efficiency(before: Tensor, after: Tensor) -> float:
 
 def moved(tuned: Any, backend: Backend) -> Any:
     """A kernel or map with its tensors in the run's dtype and on its device."""
-    to = {f.name: v.to(backend.device, backend.dtype) for f in fields(tuned) if f.init and isinstance(v := getattr(tuned, f.name), Tensor)}
+    to: dict[str, Any] = {}
+    for f in fields(tuned):
+        value = getattr(tuned, f.name)
+        if f.init and isinstance(value, Tensor):
+            to[f.name] = value.to(backend.device, backend.dtype)
+        elif f.init and is_dataclass(value):
+            to[f.name] = moved(value, backend)
     return replace(tuned, **to)

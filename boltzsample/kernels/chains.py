@@ -139,7 +139,8 @@ class Chains:
 
     def strides(self, n: int, name: str, k: int) -> Iterator[Path]:
         """Make n transitions with the noise called `name`, k at a time where they are compiled; fewer are left: one by one, eagerly."""
-        dim, k = self.state.x.shape[-1], self.stride(k)
+        dim = self.state.x.shape[-1]
+        k = min(self.stride(k), block_steps(dim))
         for block in range(-(-n // block_steps(dim))):
             noise, t = self._noise(name, block), 0
             end = min(block_steps(dim), n - block * block_steps(dim))

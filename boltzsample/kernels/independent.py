@@ -136,6 +136,6 @@ class LocalThenIndependent:
         local: Kernel = self.local
         state, first = local.step(target, state, Noise(noise.normal, noise.uniform, noise.jitter))
         state, second = self.independent.step(target, state, Proposals(noise.fresh, noise.pick, noise.coin))
-        odd = torch.isposinf(first.log_p) | torch.isnan(first.log_p)
+        odd = torch.isposinf(first.log_p) | (torch.isnan(first.log_p) & first.x.isfinite().all(-1))
         x, log_p = torch.where(odd[..., None], first.x, second.x), torch.where(odd, first.log_p, second.log_p)
         return state, StepInfo(first.accept_prob, first.accepted | second.accepted, first.divergent, x, log_p)

@@ -110,11 +110,6 @@ class FrozenSMC:
         reported.up(stream.child("frozen"), ladder)
         return reported.done(len(ladder.beta))
 
-    @property
-    def price(self) -> int:
-        """Gradients that both passes cost at ten levels: for budgets."""
-        return 2 * 10 * self.particles * (1 + self.moves * self.L)
-
 
 @dataclass(eq=False)
 class _Climb:
@@ -141,6 +136,8 @@ class _Climb:
         beta, h = 0.0, float(self.kernel.h)
         while beta < 1.0 and len(betas) < MOST_LEVELS and not self._stopped():
             ratio = self._log_ratio(x)
+            if not bool(ratio.max() > -torch.inf):  # nowhere to go
+                break
             new = float(ladder.beta[len(betas)]) if ladder is not None else self._next(ratio, beta)
             h = float(ladder.h[len(betas)]) if ladder is not None else h
             x = self._resample(x, (new - beta) * ratio, rng)
@@ -158,7 +155,8 @@ class _Climb:
         return Annealed(self.x, self.log_z, variance, int((shares > 0).sum()), levels, self.rows, self.log_prob_rows)
 
     def _stopped(self) -> bool:
-        return self.run is not None and self.run.must_stop(self.rows) is not None
+        level = len(self.eve) * (2 + self.plan.moves * self.plan.L)
+        return self.run is not None and self.run.must_stop(self.rows + level) is not None
 
     def _log_ratio(self, x: Tensor) -> Tensor:
         """log p - log p_0 (n,) in float64; NaN counts as zero density."""

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from boltzsample.draws import Draws, Estimate
 from boltzsample.estimates.evidence import log_z
-from boltzsample.flags import Flag, flag
+from boltzsample.flags import flag
 from boltzsample.samplers.annealing import Annealed
-from boltzsample.samplers.sampler import Run, Verdict
-from boltzsample.samplers.with_flow import WithFlow, nan_flag, range_flag, round_up, weighted
+from boltzsample.samplers.sampler import ENOUGH_POWER, Run, Verdict, no_look
+from boltzsample.samplers.with_flow import WithFlow, affordable, range_flag, round_up, weighted
 from boltzsample.target import Target
 
 CONFLICT = 4.0  # joint standard errors
@@ -45,17 +45,17 @@ class FlowIS(WithFlow):
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """n draws a replicate, rounded up to whole tens; every draw is a unit."""
-        flows, n = self.ready(run), round_up(n, self.ready(run)[0].base)
-        n, flags = _affordable(n, flows[0].base, run)
-        parts, flags = [], [*flags]
+        flows = self.ready(target, run)
+        n, flags = affordable(round_up(n, flows[0].base), flows[0].base, run)
+        parts = []
         with run.progress.phase("sampling", run.replicates) as bar:
             for r, flow in enumerate(flows):
-                x, log_p, log_w, undefined = weighted(target, flow, n, run.stream.child("flow-is", r), run)
-                run.ledger.add("sampling", (n, 0))
-                flags += [*nan_flag(undefined, n), *range_flag(flow, x, log_w)]
+                x, log_p, log_w, more = weighted(target, flow, n, run.stream.child("flow-is", r), run)
+                flags += [*more, *range_flag(flow, x, log_w)]
                 parts.append((x, log_p, log_w))
                 bar.update(1, evaluations=run.ledger.total)
-        x, log_p, log_w = (torch.cat(part) for part in zip(*parts, strict=True))
+        least = min(len(x) for x, _, _ in parts)
+        x, log_p, log_w = (torch.cat([t[:least] for t in part]) for part in zip(*parts, strict=True))
         scope = "given this proposal"
         return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=tuple(dict.fromkeys(flags)), scope=scope)
 
@@ -65,26 +65,19 @@ class FlowIS(WithFlow):
         return [against(log_z(draws), smc) for draws, smc in zip(replicates, annealed, strict=True)]
 
 
-def against(estimate: Estimate, smc: Annealed) -> Verdict:
-    """An estimate of log Z judged by an SMC run. A lost share m of the mass is a deficit of -log(1 - m) nats: four joint errors see it."""
-    distance = smc.apart(float(estimate.value), float(estimate.stderr))
-    if distance is None:
-        return Verdict(looked=False)
+def against(estimate: Estimate, smc: Annealed | None) -> Verdict:
+    """An estimate of log Z judged by an SMC run. A lost share m of the mass is a deficit of -log(1 - m) nats: four joint errors see it.
+
+    SINGLE_WITNESS where SMC could not look, or would not have seen a fifth of the mass missing (TRUST.md, the witness rule).
+    """
+    distance = None if smc is None else smc.apart(float(estimate.value), float(estimate.stderr))
+    if smc is None or distance is None:
+        why = "needs a gradient" if smc is None else "was cut short, or has no error bar"
+        return no_look(f"SMC in the latent space {why}")
     said = f"SMC in the latent space: log Z {smc.log_z:.3f} +- {2 * smc.stderr:.3f}"
     if distance > CONFLICT:
         detail = f"{said} against {float(estimate.value):.3f} +- {2 * float(estimate.stderr):.3f}"
         return Verdict((flag("WITNESS_CONFLICT", value=distance, threshold=CONFLICT, detail=detail),))
     sees = -math.expm1(-CONFLICT * math.hypot(smc.stderr, float(estimate.stderr)))
-    return Verdict((), f"{said}, would have seen a missing mass of {sees:.0%}", sees=sees)
-
-
-def _affordable(n: int, base: Any, run: Run) -> tuple[int, list[Flag]]:
-    """n draws a replicate, or as many as the budget leaves, with the flag that says so; ten at least."""
-    limit = run.budget.evaluations
-    if limit is None:
-        return n, []
-    left = max((limit - run.reserve - run.ledger.total) // run.replicates, 10)
-    if left >= n:
-        return n, []
-    few = max(round_up(left - 9, base), 10)
-    return few, [flag("STOPPED_EARLY", detail=f"{few} of {n} draws")]
+    said += f", would have seen a missing mass of {sees:.0%}"
+    return Verdict((), said, sees=sees) if sees <= ENOUGH_POWER else replace(no_look(f"{said}: too weak"), sees=sees)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from boltzsample.draws import Draws
 from boltzsample.errors import ShapeError
+from boltzsample.flows.flow import Flow
 from boltzsample.samplers.sampler import Run, Sampler
-from boltzsample.samplers.with_flow import nan_flag, weighted
+from boltzsample.samplers.with_flow import affordable, fitting, round_up, weighted
 from boltzsample.streams import Rng
 from boltzsample.target import Target
 
@@ -37,14 +38,25 @@ class Importance(Sampler):
             raise TypeError(f"proposal is a {kind}; wanted an object with sample and log_prob, as in torch.distributions")
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
-        """n draws a replicate; every draw is a unit."""
-        stream, total = run.stream.child("importance"), n * run.replicates
-        proposal = self.proposal if hasattr(self.proposal, "sample_and_log_prob") else _Seeded(self.proposal, target.dim)
+        """n draws a replicate, or as many as the budget leaves; every draw is a unit."""
+        stream, proposal = run.stream.child("importance"), self._proposal(target, run)
+        n, flags = affordable(round_up(n, getattr(self.proposal, "base", None)), getattr(self.proposal, "base", None), run)
         with run.progress.phase("sampling", 1) as bar:
-            x, log_p, log_w, undefined = weighted(target, proposal, total, stream, run)
-            run.ledger.add("sampling", (total, 0))
+            x, log_p, log_w, more = weighted(target, proposal, n * run.replicates, stream, run)
             bar.update(1, evaluations=run.ledger.total)
-        return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=nan_flag(undefined, total), scope="given this proposal")
+        x, log_p, log_w = (t[: len(t) // run.replicates * run.replicates] for t in (x, log_p, log_w))
+        return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=(*flags, *more), scope="given this proposal")
+
+    def _proposal(self, target: Target, run: Run) -> Any:
+        """The proposal with `sample_and_log_prob` in the sampler's space."""
+        if isinstance(self.proposal, Flow):
+            return fitting(self.proposal, target, run)
+        if hasattr(target, "readout") and not hasattr(target, "log_det"):
+            raise TypeError(
+                "this target reads its points out in another space, whose Jacobian it does not give; "
+                "wanted a density made with from_log_prob (with support= where it is constrained)"
+            )
+        return _Seeded(self.proposal, target)
 
 
 @dataclass(frozen=True)
@@ -52,18 +64,30 @@ class _Seeded:
     """The user's proposal, drawing from a seeded copy of the global generator, which is left as it was."""
 
     proposal: Any
-    dim: int
+    target: Target
 
     def sample_and_log_prob(self, n: int, rng: Rng) -> tuple[Tensor, Tensor, None]:
-        device = rng.generator.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int(rng.generator.initial_seed()))
-            shape: Any = (n,) if isinstance(self.proposal, torch.distributions.Distribution) else n
-            x = torch.as_tensor(self.proposal.sample(shape)).detach()
+        """n draws in the sampler's space, and their log q there."""
+        x = self._drawn(n, rng)
         log_q = torch.as_tensor(self.proposal.log_prob(x)).detach()
-        if tuple(x.shape) != (n, self.dim) or tuple(log_q.shape) != (n,):
+        event = getattr(self.target, "_event_shape", (self.target.dim,))
+        if tuple(x.shape) != (n, *event) or tuple(log_q.shape) != (n,):
             raise ShapeError(
-                f"the proposal's sample has shape {tuple(x.shape)} and its log_prob {tuple(log_q.shape)}; wanted ({n}, {self.dim}) and "
+                f"the proposal's sample has shape {tuple(x.shape)} and its log_prob {tuple(log_q.shape)}; wanted {(n, *event)} and "
                 f"({n},): torch.distributions.Independent(d, 1) makes one event of the last axis"
             )
-        return x.to(device, rng.dtype), log_q, None
+        here, log_q = x.to(rng.generator.device, rng.dtype), log_q.to(rng.generator.device).double()
+        to_z: Any = self.target
+        if not hasattr(to_z, "log_det"):
+            return here, log_q, None
+        z = to_z.pull(here)  # the user's space is constrained: the density of z is that of x times |dx/dz|
+        return z, log_q + to_z.log_det(z).double(), None
+
+    def _drawn(self, n: int, rng: Rng) -> Tensor:
+        device, seed = rng.generator.device, int(rng.generator.initial_seed())
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+            shape: Any = (n,) if isinstance(self.proposal, torch.distributions.Distribution) else n
+            return torch.as_tensor(self.proposal.sample(shape)).detach()

@@ -12,14 +12,17 @@ the first draw is kept. log Z is by bridge sampling between the chains and fresh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from boltzsample.backend import Backend
 from boltzsample.draws import Draws, Estimate
+from boltzsample.errors import InitFailed, PositiveInfinityError
 from boltzsample.estimates.bridge import bridge
 from boltzsample.flows.base import DefensiveBase
 from boltzsample.flows.flow import Flow
@@ -34,6 +37,7 @@ from boltzsample.streams import Stream
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
+T = TypeVar("T")
 POOL = 4096  # draws of the base that starts are resampled from
 BRIDGE_DRAWS = 4000
 
@@ -61,19 +65,19 @@ class LatentMCMC(WithFlow):
         fitted = []
         for r, flow in enumerate(flows):
             own = _latent_run(target, flow, run, r)
-            fitted.append(self.mcmc.fit(Pullback(target, flow), own))
+            fitted.append(_in_x(flow, partial(self.mcmc.fit, Pullback(target, flow), own)))
             run.handover[f"positions {r}"] = own.handover["positions"]
         return replace(self, flows=flows, fitted=tuple(fitted))
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """At least n draws a replicate; units are the chains, replicate after replicate."""
-        flows = self.ready(run)
+        flows = self.ready(target, run)
         parts, evidence = [], []
         for r, flow in enumerate(flows):
             own = _latent_run(target, flow, run, r)
             if f"positions {r}" in run.handover:
                 own.handover["positions"] = run.handover[f"positions {r}"]
-            chains = self._production(r).sample(Pullback(target, flow), n, own)
+            chains = _in_x(flow, partial(self._production(r).sample, Pullback(target, flow), n, own))
             evidence.append(self._bridge(target, flow, chains, own))
             parts.append(_pushed(flow, chains))
         return replace(_together(parts), evidence=tuple(evidence))
@@ -97,7 +101,7 @@ class LatentMCMC(WithFlow):
         z = base.sample(rng, BRIDGE_DRAWS)
         run.ledger.add("log Z", (len(z), 0))
         fresh = latent.log_prob(z).double() - base.log_prob(z).double()
-        return bridge(chains.log_prob.double() - base.log_prob(chains.x).double(), fresh)
+        return bridge(chains.log_prob.double() - base.log_prob(chains.x).double(), fresh, chains.group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +119,13 @@ class LatentStarts(Starts):
         for r in range(replicates):
             rng = stream.child("sir", r).rng(backend.dtype, backend.device)
             z = base.sample(rng, POOL)
-            log_w = (target.log_prob(z).double() - base.log_prob(z).double()).nan_to_num(nan=-torch.inf)
+            log_w = target.log_prob(z).double() - base.log_prob(z).double()
+            log_w = torch.where(log_w < torch.inf, log_w, -torch.inf)  # NaN and +inf are no places to start
+            if not bool(log_w.max() > -torch.inf):
+                raise InitFailed(
+                    f"log_prob was -inf or NaN at all {POOL} draws of the flow's base; train it longer, or give starts= inside the support",
+                    POOL,
+                )
             noise = -(-rng.uniform(POOL).double().log()).log()  # the Gumbel trick, without replacement: the k largest
             x.append(z[(log_w + noise).topk(int(group.max()) + 1).indices][group])
         return torch.stack(x), (POOL * replicates, 0)
@@ -125,6 +135,23 @@ def _latent_run(target: Target, flow: Flow, run: Run, r: int) -> Run:
     """The run of one replicate in the latent space: one replicate, a stream and starts of its own."""
     starts = LatentStarts(None, has_gradient=run.starts.has_gradient)
     return replace(run, starts=starts, stream=run.stream.child("latent", r), replicates=1, handover={})
+
+
+def _in_x(flow: Flow, work: Callable[[], T]) -> T:
+    """work() in the latent space; what its errors carry, partial draws and bad points, brought to x."""
+    try:
+        return work()
+    except PositiveInfinityError as error:
+        x = None if error.x is None else _push(flow, error.x)[0]
+        where = "" if x is None else f" at x = {x.tolist()}"
+        told = PositiveInfinityError(f"log_prob returned +inf{where}; a log-density may be -inf but never +inf", x)
+        drawn = getattr(error, "partial", None)
+        told.partial = None if drawn is None else _pushed(flow, drawn)  # type: ignore[attr-defined]
+        raise told from error
+    except Exception as error:
+        if isinstance(drawn := getattr(error, "partial", None), Draws):
+            error.partial = _pushed(flow, drawn)  # type: ignore[attr-defined]
+        raise
 
 
 def _pushed(flow: Flow, chains: Draws) -> Draws:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from boltzsample.backend import Backend
 from boltzsample.draws import Draws
-from boltzsample.flags import Flag
+from boltzsample.flags import Flag, flag
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.samplers.starts import Starts
 from boltzsample.streams import Stream
@@ -91,11 +91,20 @@ class Verdict:
     sees: float | None = None
 
 
+ENOUGH_POWER = 0.2  # of the mass: what a look must be able to see missing
+
+
+def no_look(why: str) -> Verdict:
+    """The verdict of a witness that could not look."""
+    return Verdict((flag("SINGLE_WITNESS", detail=why),), looked=False)
+
+
 class Sampler(ABC):
     """A frozen dataclass of settings. `fit` adapts or trains a copy; `sample` draws with everything frozen. `log_z`: whether its draws
     estimate log Z."""
 
     log_z: ClassVar[bool] = False
+    learns: ClassVar[bool] = False  # from draws, the `data` of `fit`
 
     def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
         """A better copy of itself; the default needs no fitting."""

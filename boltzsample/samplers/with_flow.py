@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.draws import Draws
-from boltzsample.errors import PositiveInfinityError
+from boltzsample.errors import PositiveInfinityError, ShapeError
 from boltzsample.flags import Flag, Severity, flag
 from boltzsample.flows.base import Base, DefensiveBase, Normal
 from boltzsample.flows.choose import choose
@@ -23,7 +23,7 @@ from boltzsample.streams import Stream
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
-AT_ONCE = 2**16  # rows of a pass through a flow
+AT_ONCE = 60_000  # rows of a pass through a flow: whole periods of a defensive base
 TRAINING_SHARE = 0.7  # of the budget
 LATENT_WIDTH = 2.0  # of the base from which the witness anneals in the latent space
 OUT_OF_RANGE = 1e-3
@@ -34,6 +34,7 @@ class WithFlow(Sampler):
     """flow: a Flow, the name of a family, or None: chosen by a pilot. training: how it is trained. `fit` fills `flows`, one a replicate."""
 
     log_z: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
     flow: Flow | str | None = None
     training: Training = field(default_factory=lambda: Training(share=TRAINING_SHARE))
     flows: tuple[Flow, ...] = ()
@@ -43,30 +44,33 @@ class WithFlow(Sampler):
         return tuple(self._train(target, replace(run, stream=run.stream.child("flow", r)), r, data) for r in range(run.replicates))
 
     def _train(self, target: Target, run: Run, r: int, data: Draws | None) -> Flow:
-        base = DefensiveBase(target.dim)
+        base, init = DefensiveBase(target.dim), run.stream.child("init").rng(run.backend.dtype, run.backend.device)
         start = self.flows[r % len(self.flows)] if self.flows else self.flow
-        if start is None:
+        if start is None and data is None:
             start = choose(target, run, base=base).flow
+        elif start is None:  # to learn from draws takes an inverse
+            start = make_flow("realnvp", target.dim, init, base=base, whitening=run.starts.first_map(run.backend, target.dim))
         elif isinstance(start, str):
-            rng = run.stream.child("init").rng(run.backend.dtype, run.backend.device)
-            start = make_flow(start, target.dim, rng, base=base, whitening=run.starts.first_map(run.backend, target.dim))
-        done = train(start, target, run, self.training, data=data)
+            start = make_flow(start, target.dim, init, base=base, whitening=run.starts.first_map(run.backend, target.dim))
+        done = train(fitting(start, target, run), target, run, self.training, data=data)
         run.notes.extend(note for note in done.notes if note not in run.notes)
         return done.flow
 
-    def ready(self, run: Run) -> tuple[Flow, ...]:
-        """The flow of each replicate, on the run's device and in its dtype. Raises ValueError where none is trained."""
+    def ready(self, target: Target, run: Run) -> tuple[Flow, ...]:
+        """The flow of each replicate, on the run's device and in its dtype. Raises ValueError where none is trained, ShapeError."""
         flows = self.flows or ((self.flow,) if isinstance(self.flow, Flow) else ())
         if not flows or len(flows) not in (1, run.replicates):
             came = "no trained flow" if not flows else f"{len(flows)} trained flows for {run.replicates} replicates"
             raise ValueError(f"this sampler has {came}; leave fit=True, give flow= a Flow, or ask for replicates={max(len(flows), 1)}")
-        here = [f if f.dtype == run.backend.dtype else f.to(run.backend.device, run.backend.dtype) for f in flows]
+        here = [fitting(f, target, run) for f in flows]
         return tuple(here[r % len(here)] for r in range(run.replicates))
 
-    def annealed(self, target: Target, run: Run) -> list[Annealed]:
-        """SMC in the latent space of each distinct flow, from N(0, 2^2 I), entered in the ledger under "witness"."""
+    def annealed(self, target: Target, run: Run) -> list[Annealed | None]:
+        """SMC in the latent space of each distinct flow, from N(0, 2^2 I), entered in the ledger under "witness"; None: no gradient."""
         found: dict[int, Annealed] = {}
-        flows = self.ready(run)
+        flows = self.ready(target, run)
+        if not run.starts.has_gradient:
+            return [None] * len(flows)
         for r, flow in enumerate(flows):
             if id(flow) not in found:
                 smc = FrozenSMC()(Pullback(target, flow), Normal(target.dim, LATENT_WIDTH), run.stream.child("latent smc", r), run)
@@ -75,23 +79,43 @@ class WithFlow(Sampler):
         return [found[id(flow)] for flow in flows]
 
 
-def weighted(target: Target, proposal: Any, n: int, stream: Stream, run: Run) -> tuple[Tensor, Tensor, Tensor, int]:
-    """x (n, dim), log_prob (n,) and log-weight (n,) in float64 of n draws of a proposal, and how many had a log_prob of NaN.
+def fitting(flow: Flow, target: Target, run: Run) -> Flow:
+    """The flow on the run's device and in its dtype. Raises ShapeError for one of another dimension, ValueError for a noisy log-det."""
+    if flow.dim != target.dim:
+        came = f"the flow has {flow.dim} dimensions and the target {target.dim}"
+        raise ShapeError(f"{came}; wanted the same: make_flow(family, dim={target.dim}, ...)")
+    if any(getattr(part, "probes", 0) for part in flow.layers.modules()):
+        raise ValueError(
+            "this flow estimates its log-det with Hutchinson's probes, whose noise of variance s^2 biases weights and log Z by s^2 / 2; "
+            "wanted the exact trace: make_flow('ffjord', dim, rng, probes=0)"
+        )
+    there = {t.device for t in flow.parameters()} or {run.backend.device}
+    same = flow.dtype == run.backend.dtype and there == {run.backend.device}
+    return flow if same else flow.to(run.backend.device, run.backend.dtype)
 
-    Raises PositiveInfinityError.
+
+def weighted(
+    target: Target, proposal: Any, n: int, stream: Stream, run: Run
+) -> tuple[Tensor, Tensor, Tensor, tuple[Flag, ...]]:
+    """x (n, dim), log_prob (n,) and log-weight (n,) in float64 of n draws of a proposal, and what is to be said of them; fewer draws
+    where the run must stop. Their evaluations are entered under "sampling". Raises PositiveInfinityError.
     """
-    parts = []
+    parts, why = [], None
     for i, at in enumerate(range(0, n, AT_ONCE)):
         rng = stream.child("draws", i).rng(run.backend.dtype, run.backend.device)
         x, log_q, _ = proposal.sample_and_log_prob(min(AT_ONCE, n - at), rng)
         parts.append((x, target.log_prob(x).double(), log_q.double()))
+        run.ledger.add("sampling", (len(x), 0))
+        if at + len(x) < n and (why := run.must_stop()) is not None:
+            break
     x, log_p, log_q = (torch.cat(part) for part in zip(*parts, strict=True))
     if bool((log_p == torch.inf).any()):
         at_x = x[log_p == torch.inf][0]
         raise PositiveInfinityError(f"log_prob returned +inf at x = {at_x.tolist()}; a log-density may be -inf but never +inf", at_x)
     undefined = torch.isnan(log_p)
     log_w = torch.where(undefined | torch.isnan(log_q), -torch.inf, log_p - log_q)
-    return x, log_p, log_w, int(undefined.sum())
+    flags = nan_flag(int(undefined.sum()), len(x))
+    return x, log_p, log_w, flags if why is None else (*flags, flag(why, detail=f"{len(x)} of {n} draws"))
 
 
 def nan_flag(count: int, n: int) -> tuple[Flag, ...]:
@@ -114,7 +138,19 @@ def range_flag(flow: Flow, x: Tensor, log_w: Tensor) -> tuple[Flag, ...]:
     return (flag("OUT_OF_RANGE", value=outside, threshold=OUT_OF_RANGE),) if outside > OUT_OF_RANGE else ()
 
 
-def round_up(n: int, base: Base) -> int:
+def affordable(n: int, base: Base | None, run: Run) -> tuple[int, list[Flag]]:
+    """n draws a replicate, or as many as the budget leaves, with the flag that says so; ten at least."""
+    limit = run.budget.evaluations
+    if limit is None:
+        return n, []
+    left = max((limit - run.reserve - run.ledger.total) // run.replicates, 10)
+    if left >= n:
+        return n, []
+    few = max(round_up(left - 9, base), 10)
+    return few, [flag("STOPPED_EARLY", detail=f"{few} of {n} draws")]
+
+
+def round_up(n: int, base: Base | None) -> int:
     """n, or the next number that holds whole periods of a defensive base."""
     period = base.period if isinstance(base, DefensiveBase) else 1
     return math.ceil(n / period) * period
