@@ -150,7 +150,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("weights: no Jacobian of the flow", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()), z", ("tests/test_flows.py",)),
     Mutant("weights: no Jacobian of the whitening", "flows/flow.py", "return x, log_det + more", "return x, log_det", ("tests/test_flows.py",)),
     Mutant("latent-mcmc: log_prob left in z", "samplers/latent.py", "log_prob=chains.log_prob - log_det", "log_prob=chains.log_prob", (FLOWS,)),
-    Mutant("bridge: chains counted as independent draws", "estimates/bridge.py", "of_p = f2.mean(1).var() / (chains * f2.mean().square())", "of_p = f2.var() / (f2.numel() * f2.mean().square())", (FLOWS,)),
+    Mutant("bridge: chains counted as independent draws", "estimates/bridge.py", "of_p, units = f2.mean(1).var() / (chains * f2.mean().square()), chains", "of_p, units = f2.var() / (f2.numel() * f2.mean().square()), chains", (FLOWS,)),
     Mutant("witness: the method's own look not heard", "run.py", "return [together(audit, own) for audit, own in zip(audits, looks, strict=True)]", "return audits", (FLOWS,)),
     Mutant("weighted mean about an unweighted centre", "estimates/columns.py", "return torch.softmax(draws.log_weight.detach()", "return torch.softmax(0 * draws.log_weight.detach()", ("tests/test_estimates_weighted.py",)),
 )
