@@ -1,4 +1,4 @@
-"""What every method of the registry keeps, with its defaults on a small budget. A new method is under these tests by its line in METHODS."""
+"""What every method of the registry keeps, with its defaults on a small budget. A line in METHODS puts a new one under these tests."""
 
 from __future__ import annotations
 
