@@ -20,7 +20,7 @@ from boltzsample.draws import Draws, Estimate
 from boltzsample.estimates.evidence import log_z
 from boltzsample.flags import flag
 from boltzsample.samplers.annealing import Annealed
-from boltzsample.samplers.sampler import ENOUGH_POWER, Run, Verdict, no_look
+from boltzsample.samplers.sampler import Run, Verdict, no_look
 from boltzsample.samplers.with_flow import WithFlow, affordable, range_flag, round_up, weighted
 from boltzsample.target import Target
 
@@ -68,7 +68,8 @@ class FlowIS(WithFlow):
 def against(estimate: Estimate, smc: Annealed | None) -> Verdict:
     """An estimate of log Z judged by an SMC run. A lost share m of the mass is a deficit of -log(1 - m) nats: four joint errors see it.
 
-    SINGLE_WITNESS where SMC could not look, or would not have seen a fifth of the mass missing (TRUST.md, the witness rule).
+    SINGLE_WITNESS where SMC could not look. Where it would not have seen a fifth of the mass missing it is no witness of its own (TRUST.md,
+    the witness rule): then the optimum audit must be one.
     """
     distance = None if smc is None else smc.apart(float(estimate.value), float(estimate.stderr))
     if smc is None or distance is None:
@@ -80,4 +81,4 @@ def against(estimate: Estimate, smc: Annealed | None) -> Verdict:
         return Verdict((flag("WITNESS_CONFLICT", value=distance, threshold=CONFLICT, detail=detail),))
     sees = -math.expm1(-CONFLICT * math.hypot(smc.stderr, float(estimate.stderr)))
     said += f", would have seen a missing mass of {sees:.0%}"
-    return Verdict((), said, sees=sees) if sees <= ENOUGH_POWER else replace(no_look(f"{said}: too weak"), sees=sees)
+    return Verdict((), said, sees=sees)

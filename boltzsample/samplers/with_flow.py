@@ -25,7 +25,6 @@ from boltzsample.views import Pullback
 
 AT_ONCE = 60_000  # rows of a pass through a flow: whole periods of a defensive base
 TRAINING_SHARE = 0.7  # of the budget
-LATENT_WIDTH = 2.0  # of the base from which the witness anneals in the latent space
 OUT_OF_RANGE = 1e-3
 
 
@@ -66,14 +65,17 @@ class WithFlow(Sampler):
         return tuple(here[r % len(here)] for r in range(run.replicates))
 
     def annealed(self, target: Target, run: Run) -> list[Annealed | None]:
-        """SMC in the latent space of each distinct flow, from N(0, 2^2 I), entered in the ledger under "witness"; None: no gradient."""
+        """SMC in the latent space of each distinct flow, from N(0, s^2 I), entered in the ledger under "witness"; None: no gradient.
+
+        s is 2 up to ten dimensions and 1 + 3.2 / sqrt(dim) beyond: the same s would be 21 nats of volume at dim 31.
+        """
         found: dict[int, Annealed] = {}
-        flows = self.ready(target, run)
+        flows, s = self.ready(target, run), 1 + min(1.0, 3.2 / math.sqrt(target.dim))
         if not run.starts.has_gradient:
             return [None] * len(flows)
         for r, flow in enumerate(flows):
             if id(flow) not in found:
-                smc = FrozenSMC()(Pullback(target, flow), Normal(target.dim, LATENT_WIDTH), run.stream.child("latent smc", r), run)
+                smc = FrozenSMC()(Pullback(target, flow), Normal(target.dim, s), run.stream.child("latent smc", r), run)
                 run.ledger.add("witness", (smc.log_prob_rows, smc.rows - smc.log_prob_rows))
                 found[id(flow)] = smc
         return [found[id(flow)] for flow in flows]
