@@ -3,7 +3,8 @@
     python -m benchmarks collapse --replicates 100
 
 collapse   couplings trained from N(0, I), between two modes 30 standard deviations apart (.7 and .3): they fall into one of them. Its
-           weights are perfect and log Z is short by .36 or 1.20 nats. WITNESS_CONFLICT is wanted in 95 of 100 runs.
+           weights are perfect and log Z is short by .36 or 1.20 nats. WITNESS_CONFLICT is wanted in 95 of 100 such runs. (One training in
+           ten spreads over both modes instead: those runs are told apart by their draws, and counted apart.)
 short tail neural splines that end at 5 on the funnel, whose v has standard deviation 3: the tail is the identity's. `ok` is wanted never.
 
 Every replicate trains a flow of its own. Exit code 1: a promise was broken.
@@ -53,6 +54,12 @@ def results(name: str, replicates: int, seed: int) -> Iterator[tuple[bz.Result, 
         yield result, float(result.log_z().value) - truth
 
 
+def fell(result: bz.Result) -> bool:
+    """Whether fewer than one draw in a hundred lies in one of the modes at +-15."""
+    right = float((result.draws.x[..., 0] > 0).double().mean())
+    return min(right, 1 - right) < 0.01
+
+
 def kish(result: bz.Result) -> float:
     """ESS of the weights as a share of the draws."""
     log_w: Any = result.draws.log_weight
@@ -61,16 +68,17 @@ def kish(result: bz.Result) -> float:
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
-    print("| case | replicates | ok | WITNESS_CONFLICT | log Z error, median | ESS of the weights, median | other flags |")
-    print("|---|---|---|---|---|---|---|")
+    print("| case | runs | of the case | ok | WITNESS_CONFLICT | log Z error, median | ESS of the weights, median | other flags |")
+    print("|---|---|---|---|---|---|---|---|")
     broken = 0
     for name in args.case or CASES:
-        found = list(results(name, args.replicates, args.seed))
+        every = list(results(name, args.replicates, args.seed))
+        found = [(r, e) for r, e in every if name != "collapse" or fell(r)]
         codes = Counter(code for r, _ in found for code in {f.code for f in r.flags if f.severity != "info"})
         conflicts, fine = codes.pop("WITNESS_CONFLICT", 0), sum(r.status == "ok" for r, _ in found)
         error, ess = statistics.median(e for _, e in found), statistics.median(kish(r) for r, _ in found)
         others = ", ".join(f"{code} {n}" for code, n in codes.most_common(4))
-        print(f"| {name} | {len(found)} | {fine} | {conflicts} | {error:.3f} | {ess:.2f} | {others} |", flush=True)
+        print(f"| {name} | {len(every)} | {len(found)} | {fine} | {conflicts} | {error:.3f} | {ess:.2f} | {others} |", flush=True)
         broken += fine > 0 if name == "short tail" else conflicts < 0.95 * len(found)
     return int(broken > 0)
 
