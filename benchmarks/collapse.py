@@ -4,7 +4,7 @@
 
 collapse   couplings trained from N(0, I), between two modes 30 standard deviations apart (.7 and .3): they fall into one of them. Its
            weights are perfect and log Z is short by .36 or 1.20 nats. WITNESS_CONFLICT is wanted in 95 of 100 such runs. (One training in
-           ten spreads over both modes instead: those runs are told apart by their draws, and counted apart.)
+           four spreads over both modes instead: those runs are told apart by their draws, and counted apart.)
 short tail neural splines that end at 5 on the funnel, whose v has standard deviation 3: the tail is the identity's. `ok` is wanted never.
 
 Every replicate trains a flow of its own. Exit code 1: a promise was broken.
