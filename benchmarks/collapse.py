@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import boltzsample as bz
+from boltzsample.estimates.weighted import weights
 from boltzsample.flows.base import DefensiveBase
 from boltzsample.flows.families import make_flow
 from boltzsample.flows.train import Training
@@ -62,8 +63,8 @@ def fell(result: bz.Result) -> bool:
 
 def kish(result: bz.Result) -> float:
     """ESS of the weights as a share of the draws."""
-    log_w: Any = result.draws.log_weight
-    return float((2 * log_w.logsumexp((0, 1)) - (2 * log_w).logsumexp((0, 1))).exp()) / log_w.numel()
+    found = weights(result.draws.log_weight) if result.draws.log_weight is not None else None
+    return found.ess / found.share.numel() if found is not None else 0.0
 
 
 def run(args: argparse.Namespace) -> int:

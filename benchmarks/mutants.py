@@ -144,7 +144,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("independence: the wide part's volume forgotten", "kernels/independent.py", " - z.shape[-1] * math.log(self.scale)", "", (INDEPENDENT,)),
     Mutant("i-SIR: the current point left out", "kernels/independent.py", "all_w = torch.cat([now[..., None], log_w], -1)", "all_w = torch.cat([now[..., None] - 50, log_w], -1)", (INDEPENDENT,)),
     Mutant("SMC: particles moved at the last temperature", "samplers/annealing.py", "x, h_new = self._move(x, new, h, rng, tune=ladder is None)", "x, h_new = self._move(x, beta, h, rng, tune=ladder is None)", (ANNEALING,)),
-    Mutant("SMC: reports the adapted run's log Z", "samplers/annealing.py", "return reported.done(len(ladder.beta))", "return climb.done(len(ladder.beta))", (ANNEALING,)),
+    Mutant("SMC: reports the adapted run's log Z", "samplers/annealing.py", "return reported.done()", "return climb.done()", (ANNEALING,)),
     Mutant("SMC: one resampling too few in the variance", "samplers/annealing.py", "(self.resampled + 1)", "self.resampled", (ANNEALING,)),
     Mutant("weights: the base is N(0, I) when it is not", "flows/base.py", "return torch.logaddexp(narrow, wide)", "return narrow", ("tests/test_flows.py",)),
     Mutant("weights: no Jacobian of the flow", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()), z", ("tests/test_flows.py",)),

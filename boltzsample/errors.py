@@ -87,6 +87,15 @@ class PositiveInfinityError(BoltzsampleError, ValueError):
         super().__init__(message)
         self.x = x
 
+    @classmethod
+    def at(cls, x: Tensor) -> PositiveInfinityError:
+        """Met at x (dim,), while sampling."""
+        return cls(
+            f"log_prob returned +inf at x = {x.tolist()}; a log-density may be -inf but never +inf: look for a division by zero "
+            "or an unbounded spike there (the point is in the exception's .x)",
+            x,
+        )
+
 
 class RejectPoint(Exception):
     """Raise this inside your log_prob to say "this point has density zero": it counts as -inf."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import Status
 from boltzsample.functionals import flat
 from boltzsample.screen import clip, plus_minus
@@ -57,8 +58,7 @@ def equal_weight(result: Result) -> Any:
     """(n, k) draws of equal weight, NaN where a value is not finite."""
     x = torch.as_tensor(chains(result)).flatten(0, 1)
     if result.draws.log_weight is not None:
-        w = torch.softmax(result.draws.log_weight.detach().cpu().double().flatten(), 0).cumsum(0)
-        x = x[torch.searchsorted(w, (torch.arange(len(x)) + 0.5).double() / len(x)).clamp(max=len(x) - 1)]
+        x = x[even_index(result.draws.log_weight.detach().cpu().flatten())]
     return x.numpy()
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from boltzsample.ascent import Ascent, ascend
 from boltzsample.draws import Draws
+from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import Flag, flag
 from boltzsample.laplace import Laplace, distinct, laplace
 from boltzsample.maps import Dense, Diagonal
@@ -167,13 +168,10 @@ def _missed(view: Pullback, required: list[Optimum], draws: Draws, enough: float
 
 
 def evenly_weighted(draws: Draws) -> Draws:
-    """Weighted draws resampled, by systematic steps through their cumulative weights; others as they are."""
+    """Weighted draws as draws of equal weight; others as they are."""
     if draws.log_weight is None or not bool(draws.log_weight.max().isfinite()):
         return draws
-    share = torch.softmax(draws.log_weight.flatten(), 0).cumsum(0)
-    n = len(share)
-    steps = (torch.arange(n, dtype=share.dtype, device=share.device) + 0.5) / n
-    index = torch.searchsorted(share, steps).clamp(max=n - 1)
+    index = even_index(draws.log_weight.flatten())
     return replace(draws, x=draws.x.flatten(0, 1)[index][:, None], log_prob=draws.log_prob.flatten()[index][:, None], log_weight=None)
 
 

@@ -65,3 +65,12 @@ def test_a_single_family_has_no_error_bar() -> None:
 def test_same_seed_same_bits(seed: int) -> None:
     a, b = (SMC(TARGET, Normal(D, 2.0), Stream(seed)) for _ in range(2))
     assert a.log_z == b.log_z and bool((a.x == b.x).all())
+
+
+def test_a_ladder_that_was_never_finished_is_not_climbed_again() -> None:
+    """No particle of the first pass had any density: there is nothing to freeze, and no number."""
+    nowhere = bz.from_log_prob(lambda x: torch.where(x[:, 0] > 1e6, log_prob(x), -torch.inf), dim=D)
+    counted = Counted(nowhere)
+    found = SMC(counted, Normal(D), Stream(0))
+    assert math.isnan(found.log_z) and found.apart(0.0, 0.1) is None
+    assert found.rows == counted.total == SMC.particles

@@ -53,6 +53,17 @@ def weights(log_weight: Tensor) -> Weights | None:
     return Weights(share, unit, float(1 / unit.square().sum()), float(1 / share.square().sum()))
 
 
+def even_index(log_weight: Tensor) -> Tensor:
+    """Indices (n,) of n draws of equal weight among n of these log-weights (n,), by systematic steps through the cumulative weights.
+
+    >>> even_index(torch.tensor([0.0, 3.0, 0.0, -20.0], dtype=torch.float64))
+    tensor([1, 1, 1, 1])
+    """
+    share = torch.softmax(log_weight.double(), 0).cumsum(0)
+    n = len(share)
+    return torch.searchsorted(share, (torch.arange(n, dtype=share.dtype, device=share.device) + 0.5) / n).clamp(max=n - 1)
+
+
 def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
     """E f from y (units, draws, *shape) under draws.log_weight. Draws of weight 0 do not count, even where f is not finite there."""
     assert draws.log_weight is not None

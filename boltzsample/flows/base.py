@@ -102,7 +102,7 @@ class DefensiveBase:
         return torch.arange(n) % self.period == self.period - 1
 
     def sample(self, rng: Rng, n: int) -> Tensor:
-        """n draws (n, dim) in the rng's dtype and on its device: each row's numbers do not depend on n."""
+        """n draws (n, dim) in the rng's dtype and on its device."""
         z = rng.normal(n, self.dim)
         last = slice(self.period - 1, None, self.period)
         if self.df is None:

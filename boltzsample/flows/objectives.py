@@ -7,7 +7,8 @@ Nobody differentiates through a target: with g = grad log p(x) taken once, detac
                                                                  does not vanish at q = p (Roeder, Wu & Duvenaud 2017, eq. 6)
     forward KL       - sum_i W_i log q(x_i)                      given weighted draws of p; W sums to one
 
-so a flow trains on a NumPy or JAX density, for one gradient of p a draw. Draws at which log p or g is not finite have no say.
+so a flow trains on a NumPy or JAX density, for one gradient of p a draw. Draws at which log p or g is infinite, or log p NaN, have
+no say; a NaN gradient has come as zero (target.log_prob_and_grad).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from boltzsample.target import Target, log_prob_and_grad
 
 
 class Step(NamedTuple):
-    """loss (), and the log-weights log p - log q (n,) of the draws it was made of, nan where log p or its gradient was not finite."""
+    """loss (), and the log-weights log p - log q (n,) of the draws it was made of, nan where they have no say."""
 
     loss: Tensor
     log_w: Tensor

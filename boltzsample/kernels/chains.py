@@ -159,12 +159,7 @@ class Chains:
         """Raise PositiveInfinityError where a proposal had log_prob = +inf."""
         hit = self.meter.posinf > 0
         if bool(hit.any()):
-            x = self.map.push(self.meter.bad_x)[0][hit][0]
-            raise PositiveInfinityError(
-                f"log_prob returned +inf at x = {x.tolist()}; a log-density may be -inf but never +inf: look for a division by zero "
-                "or an unbounded spike there (the point is in the exception's .x)",
-                x,
-            )
+            raise PositiveInfinityError.at(self.map.push(self.meter.bad_x)[0][hit][0])
 
     def bad_points(self) -> Tensor:
         """Points (k, dim) in x where log_prob was NaN, one per chain at most."""

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from boltzsample.flows.base import Base
 from boltzsample.kernels import HMC
 from boltzsample.kernels.kernel import ChainState
 from boltzsample.samplers.sampler import Run
@@ -33,19 +33,6 @@ from boltzsample.views import Tempered
 MOST_LEVELS = 200
 GAIN = 0.5  # of log h for each unit of acceptance missed, in the first pass
 FEW_EVES = 30
-
-
-class Base(Protocol):
-    """A normalized density that can be drawn from exactly."""
-
-    @property
-    def dim(self) -> int: ...
-
-    def sample(self, rng: Rng, n: int) -> Tensor: ...
-
-    def log_prob(self, x: Tensor) -> Tensor: ...
-
-    def grad_log_prob(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,6 @@ class Annealed:
     log_z: float
     variance: float
     eves: int
-    levels: int
     rows: int
     log_prob_rows: int
 
@@ -106,9 +92,11 @@ class FrozenSMC:
         kernel = HMC(h=0.5 * target.dim**-0.25, L=self.L)
         climb = _Climb(self, target, base, kernel, run)
         ladder = climb.up(stream.child("adapt"), None)
+        if math.isnan(climb.log_z):  # it never reached the target: there is no ladder to freeze
+            return climb.done()
         reported = _Climb(self, target, base, kernel, run, climb.rows, climb.log_prob_rows)
         reported.up(stream.child("frozen"), ladder)
-        return reported.done(len(ladder.beta))
+        return reported.done()
 
 
 @dataclass(eq=False)
@@ -148,11 +136,11 @@ class _Climb:
         self.x = x
         return Ladder(torch.tensor(betas, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64))
 
-    def done(self, levels: int) -> Annealed:
+    def done(self) -> Annealed:
         n = len(self.x)
         shares = torch.bincount(self.eve, minlength=n).double() / n
         variance = 1 - (n / (n - 1)) ** (self.resampled + 1) * (1 - float(shares.square().sum()))
-        return Annealed(self.x, self.log_z, variance, int((shares > 0).sum()), levels, self.rows, self.log_prob_rows)
+        return Annealed(self.x, self.log_z, variance, int((shares > 0).sum()), self.rows, self.log_prob_rows)
 
     def _stopped(self) -> bool:
         level = len(self.eve) * (2 + self.plan.moves * self.plan.L)
@@ -162,7 +150,7 @@ class _Climb:
         """log p - log p_0 (n,) in float64; NaN counts as zero density."""
         self.rows, self.log_prob_rows = self.rows + len(x), self.log_prob_rows + len(x)
         ratio = self.target.log_prob(x).double() - self.base.log_prob(x).double()
-        return ratio.nan_to_num(nan=-torch.inf, posinf=torch.inf)
+        return torch.where(torch.isnan(ratio), -torch.inf, ratio)  # nan_to_num would make -inf a finite number, too
 
     def _next(self, ratio: Tensor, beta: float) -> float:
         """The next inverse temperature, by bisection on the conditional ESS; 1 where that is near enough."""

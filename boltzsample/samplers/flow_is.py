@@ -4,8 +4,8 @@
 
 Draws and weights come from one pass, self-normalized estimates and log Z = log mean w with their bars from estimates/weighted.py
 and evidence.py. A flow that collapsed onto one of two far modes has perfect weights: the optimum audit and an SMC run in the latent
-space, from N(0, 2^2 I), look for what the weights cannot see. Noe, Olsson, Kohler & Wu (2019), Science 365(6457), equations 5 and 12;
-Muller et al. (2019), ACM TOG 38(5).
+space, from a widened N(0, s^2 I), look for what the weights cannot see. Noe, Olsson, Kohler & Wu (2019), Science 365(6457), equations 5
+and 12; Muller et al. (2019), ACM TOG 38(5).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class LatentMCMC(WithFlow):
         flows = self.trained(target, run, data)
         fitted = []
         for r, flow in enumerate(flows):
-            own = _latent_run(target, flow, run, r)
+            own = _latent_run(run, r)
             fitted.append(_in_x(flow, partial(self.mcmc.fit, Pullback(target, flow), own)))
             run.handover[f"positions {r}"] = own.handover["positions"]
         return replace(self, flows=flows, fitted=tuple(fitted))
@@ -74,7 +74,7 @@ class LatentMCMC(WithFlow):
         flows = self.ready(target, run)
         parts, evidence = [], []
         for r, flow in enumerate(flows):
-            own = _latent_run(target, flow, run, r)
+            own = _latent_run(run, r)
             if f"positions {r}" in run.handover:
                 own.handover["positions"] = run.handover[f"positions {r}"]
             chains = _in_x(flow, partial(self._production(r).sample, Pullback(target, flow), n, own))
@@ -131,7 +131,7 @@ class LatentStarts(Starts):
         return torch.stack(x), (POOL * replicates, 0)
 
 
-def _latent_run(target: Target, flow: Flow, run: Run, r: int) -> Run:
+def _latent_run(run: Run, r: int) -> Run:
     """The run of one replicate in the latent space: one replicate, a stream and starts of its own."""
     starts = LatentStarts(None, has_gradient=run.starts.has_gradient)
     return replace(run, starts=starts, stream=run.stream.child("latent", r), replicates=1, handover={})
@@ -142,9 +142,7 @@ def _in_x(flow: Flow, work: Callable[[], T]) -> T:
     try:
         return work()
     except PositiveInfinityError as error:
-        x = None if error.x is None else _push(flow, error.x)[0]
-        where = "" if x is None else f" at x = {x.tolist()}"
-        told = PositiveInfinityError(f"log_prob returned +inf{where}; a log-density may be -inf but never +inf", x)
+        told = error if error.x is None else PositiveInfinityError.at(_push(flow, error.x)[0])
         drawn = getattr(error, "partial", None)
         told.partial = None if drawn is None else _pushed(flow, drawn)  # type: ignore[attr-defined]
         raise told from error

@@ -23,7 +23,7 @@ from boltzsample.kernels.chains import Chains, Path
 from boltzsample.kernels.langevin import ULA
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.progress import Progress
-from boltzsample.samplers.sampler import Run, Sampler
+from boltzsample.samplers.sampler import Run, Sampler, nan_flags
 from boltzsample.samplers.warm_up import PILOT_L, PILOT_SHARE, account, best_leapfrogs, spent, until_stopped, warm_up, why_stop
 from boltzsample.target import Target
 
@@ -197,13 +197,9 @@ def _chains(target: Target, kernel: Any, map: Any, x: Tensor, run: Run, name: st
 
 def _flags(chains: Chains, trace: _Trace, run: Run) -> tuple[Flag, ...]:
     """What the chains themselves have to say: about the density, the kernel, the memory, the budget."""
-    flags = []
     made = max(trace.made * chains.state.log_p.numel(), 1)
     nan, diverged = int(chains.meter.nan.sum()), int(chains.meter.divergent.sum())
-    if nan:
-        share = nan / made
-        severity: Severity = "untrusted" if share > 0.01 else "caution" if share > 0.001 else "info"
-        flags.append(flag("NAN_EVAL", value=share, threshold=0.001, severity=severity, detail=f"{nan} of {made} proposals"))
+    flags = [*nan_flags(nan, made, "proposals")]
     if diverged > 0.001 * made:
         flags.append(flag("DIVERGENCES", value=diverged / made, threshold=0.001, detail=f"{diverged} of {made} trajectories"))
     if trace.made and not bool(chains.meter.moves.any()):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from boltzsample.backend import Backend
 from boltzsample.draws import Draws
-from boltzsample.flags import Flag, flag
+from boltzsample.flags import Flag, Severity, flag
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.samplers.starts import Starts
 from boltzsample.streams import Stream
@@ -97,6 +97,15 @@ ENOUGH_POWER = 0.2  # of the mass: what a look must be able to see missing
 def no_look(why: str) -> Verdict:
     """The verdict of a witness that could not look."""
     return Verdict((flag("SINGLE_WITNESS", detail=why),), looked=False)
+
+
+def nan_flags(count: int, asked: int, of: str) -> tuple[Flag, ...]:
+    """NAN_EVAL, by the share of points where log_prob was NaN; nothing where there was none."""
+    if not count:
+        return ()
+    share = count / asked
+    severity: Severity = "untrusted" if share > 0.01 else "caution" if share > 0.001 else "info"
+    return (flag("NAN_EVAL", value=share, threshold=0.001, severity=severity, detail=f"{count} of {asked} {of}"),)
 
 
 class Sampler(ABC):

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from boltzsample.draws import Draws
 from boltzsample.errors import PositiveInfinityError, ShapeError
-from boltzsample.flags import Flag, Severity, flag
+from boltzsample.estimates.weighted import even_index
+from boltzsample.flags import Flag, flag
 from boltzsample.flows.base import Base, DefensiveBase, Normal
 from boltzsample.flows.choose import choose
 from boltzsample.flows.families import make_flow
 from boltzsample.flows.flow import Flow
 from boltzsample.flows.train import Training, train
 from boltzsample.samplers.annealing import Annealed, FrozenSMC
-from boltzsample.samplers.sampler import Run, Sampler
+from boltzsample.samplers.sampler import Run, Sampler, nan_flags
 from boltzsample.streams import Stream
 from boltzsample.target import Target
 from boltzsample.views import Pullback
@@ -47,10 +48,8 @@ class WithFlow(Sampler):
         start = self.flows[r % len(self.flows)] if self.flows else self.flow
         if start is None and data is None:
             start = choose(target, run, base=base).flow
-        elif start is None:  # to learn from draws takes an inverse
-            start = make_flow("realnvp", target.dim, init, base=base, whitening=run.starts.first_map(run.backend, target.dim))
-        elif isinstance(start, str):
-            start = make_flow(start, target.dim, init, base=base, whitening=run.starts.first_map(run.backend, target.dim))
+        elif not isinstance(start, Flow):  # to learn from draws takes an inverse, which the pilot's winner may not have
+            start = make_flow(start or "realnvp", target.dim, init, base=base, whitening=run.starts.first_map(run.backend, target.dim))
         done = train(fitting(start, target, run), target, run, self.training, data=data)
         run.notes.extend(note for note in done.notes if note not in run.notes)
         return done.flow
@@ -112,31 +111,18 @@ def weighted(
             break
     x, log_p, log_q = (torch.cat(part) for part in zip(*parts, strict=True))
     if bool((log_p == torch.inf).any()):
-        at_x = x[log_p == torch.inf][0]
-        raise PositiveInfinityError(f"log_prob returned +inf at x = {at_x.tolist()}; a log-density may be -inf but never +inf", at_x)
+        raise PositiveInfinityError.at(x[log_p == torch.inf][0])
     undefined = torch.isnan(log_p)
     log_w = torch.where(undefined | torch.isnan(log_q), -torch.inf, log_p - log_q)
-    flags = nan_flag(int(undefined.sum()), len(x))
+    flags = nan_flags(int(undefined.sum()), len(x), "draws, given weight 0")
     return x, log_p, log_w, flags if why is None else (*flags, flag(why, detail=f"{len(x)} of {n} draws"))
-
-
-def nan_flag(count: int, n: int) -> tuple[Flag, ...]:
-    """NAN_EVAL, by the share of draws where the density was undefined."""
-    if not count:
-        return ()
-    share = count / n
-    severity: Severity = "untrusted" if share > 0.01 else "caution" if share > 0.001 else "info"
-    return (flag("NAN_EVAL", value=share, threshold=0.001, severity=severity, detail=f"{count} of {n} draws, given weight 0"),)
 
 
 def range_flag(flow: Flow, x: Tensor, log_w: Tensor) -> tuple[Flag, ...]:
     """OUT_OF_RANGE, from points x (n, dim) and their log-weights, resampled to the target's side."""
     if not bool(log_w.max().isfinite()):
         return ()
-    share = torch.softmax(log_w, 0).cumsum(0)
-    n = len(share)
-    index = torch.searchsorted(share, (torch.arange(n, dtype=share.dtype, device=share.device) + 0.5) / n).clamp(max=n - 1)
-    outside = float(flow.out_of_range(x[index]))
+    outside = float(flow.out_of_range(x[even_index(log_w)]))
     return (flag("OUT_OF_RANGE", value=outside, threshold=OUT_OF_RANGE),) if outside > OUT_OF_RANGE else ()
 
 
