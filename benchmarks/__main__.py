@@ -1,4 +1,4 @@
-"""`python -m benchmarks COMMAND`: run and table (problem x method x score), posteriors (beside NUTS), neutra (beside NeuTra), coverage
+"""`python -m benchmarks COMMAND`: run and table (problem x method x score), posteriors (beside NUTS), neutra (beside NeuTra), court
 (do the error bars hold?), collapse (flows that look fine and are wrong), mutants (would the tests notice?), kernels and flows (how
 fast?)."""
 

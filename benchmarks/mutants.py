@@ -1,5 +1,8 @@
 """Planted errors: would the tests notice? `python -m benchmarks mutants` plants each one in a copy of the tree and runs the tests it names.
 
+    python -m benchmarks mutants --only MALA
+    python -m benchmarks mutants --shard 1/2
+
 A mutant is one error of the kind people make in a sampler: an inverted ratio, a dropped Jacobian, 2h for 4h. Its `old` text must occur
 exactly once in its file (tests/test_mutants.py watches that). The tests must be green without it and red with it. Changes that keep the
 law (another symmetric jitter, 1 - u for u) are no errors and have no place here.
@@ -26,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
 INDEPENDENT, ANNEALING, FLOWS = "tests/test_independent.py", "tests/test_annealing.py", "tests/test_flow_samplers.py"
 KERNELS, VIEWS, COURT, BARS = "tests/test_kernels.py", "tests/test_views.py", "tests/test_court.py", "tests/test_expectation.py"
+REPLICATES, WEIGHTED = "tests/test_replicates.py", "tests/test_estimates_weighted.py"
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("bars: normal for t", "estimates/intervals.py", "t = float(special.stdtrit(n - 1, 0.975))", "t = 1.96", (BARS,)),
     Mutant("bars: Hall's correction backwards", "estimates/intervals.py", "a = torch.nan_to_num(skewness / math.sqrt(n))", "a = -torch.nan_to_num(skewness / math.sqrt(n))", (BARS,)),
     Mutant("bars: sd without the root", "estimates/expectation.py", "squares.stderr / (2 * root)", "squares.stderr / root", (BARS, COURT)),
-    Mutant("bars: replicates / R for / sqrt R", "estimates/replicates.py", "value.std(0) / math.sqrt(r)", "value.std(0) / r", ("tests/test_replicates.py",)),
+    Mutant("bars: replicates / R for / sqrt R", "estimates/replicates.py", "value.std(0) / math.sqrt(r)", "value.std(0) / r", (REPLICATES,)),
     Mutant("bars: quantile intervals halved", "estimates/quantiles.py", "stats.binom.ppf(t, e.numpy(), p)) for t in (0.025, 0.975)", "stats.binom.ppf(t, e.numpy(), p)) for t in (0.25, 0.75)", (BARS, COURT)),
     Mutant("independence: the proposal's density forgotten", "kernels/independent.py", "log_w = torch.where(fine, log_p - self.log_q(z), -torch.inf)", "log_w = torch.where(fine, log_p, -torch.inf)", (INDEPENDENT,)),
     Mutant("independence: the wide part's volume forgotten", "kernels/independent.py", " - z.shape[-1] * math.log(self.scale)", "", (INDEPENDENT,)),
@@ -152,7 +156,17 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("latent-mcmc: log_prob left in z", "samplers/latent.py", "log_prob=chains.log_prob - log_det", "log_prob=chains.log_prob", (FLOWS,)),
     Mutant("bridge: chains counted as independent draws", "estimates/bridge.py", "of_p, units = f2.mean(1).var() / (chains * f2.mean().square()), chains", "of_p, units = f2.var() / (f2.numel() * f2.mean().square()), chains", (FLOWS,)),
     Mutant("witness: the method's own look not heard", "run.py", "return [together(audit, own) for audit, own in zip(audits, looks, strict=True)]", "return audits", (FLOWS,)),
-    Mutant("weighted mean about an unweighted centre", "estimates/columns.py", "return torch.softmax(draws.log_weight.detach()", "return torch.softmax(0 * draws.log_weight.detach()", ("tests/test_estimates_weighted.py",)),
+    Mutant("weights: the sign of the log-determinant", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()) + log_det.double(), z", ("tests/test_flows.py",)),
+    Mutant("weights: a noisy log-determinant let in", "samplers/with_flow.py", 'if any(getattr(part, "probes", 0) for part', 'if any(False for part', (FLOWS,)),
+    Mutant("bars: sd from the ESS of x", "estimates/expectation.py", "squares.stderr / (2 * root)", "root / (2 * expectation(f.z, draws).ess).sqrt()", (BARS, COURT)),
+    Mutant("bars: n for n_eff in exact intervals", "estimates/assembly.py", "korn_graubard(ess, bar.df, m * n)", "torch.full_like(ess, m * n)", (BARS,)),
+    Mutant("bars: replicates by z for t", "estimates/replicates.py", "t_interval(error, degrees)", "t_interval(error, 1e9 * degrees)", (REPLICATES,)),
+    Mutant("log Z: replicates by z for t", "estimates/evidence.py", "t_quantile(0.975, degrees) * stderr", "1.96 * stderr", (REPLICATES, WEIGHTED)),
+    Mutant("log Z: mean of logs", "estimates/evidence.py", "value = r * whole - (r - 1) * leave.mean()", "value = each.mean()", (REPLICATES, WEIGHTED)),
+    Mutant("log Z: of the last replicate", "estimates/evidence.py", "value = r * whole - (r - 1) * leave.mean()", "value = each[-1]", (REPLICATES, WEIGHTED)),
+    Mutant("log Z: draws of weight 0 left out of n", "estimates/evidence.py", "    m = len(each)\n    whole", "    each = each[each.isfinite()]\n    m = len(each)\n    whole", (WEIGHTED,)),
+    Mutant("starts: all chains share one", "samplers/starts.py", "return index // SUPERCHAIN if chains >= 4 * SUPERCHAIN else index", "return 0 * index", ("tests/test_starts.py",)),
+    Mutant("weighted mean about an unweighted centre", "estimates/columns.py", "return torch.softmax(draws.log_weight.detach()", "return torch.softmax(0 * draws.log_weight.detach()", (WEIGHTED,)),
 )
 
 
@@ -192,15 +206,28 @@ def trials(mutants: Iterable[Mutant], tree: Path) -> Iterator[tuple[Mutant, str 
         yield mutant, red, time.monotonic() - began
 
 
+def part(text: str) -> tuple[int, int]:
+    """ "2/3" as (2, 3)."""
+    try:
+        i, n = (int(number) for number in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; wanted i/n, as in 1/2") from None
+    if not 1 <= i <= n:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted 1 <= i <= n")
+    return i, n
+
+
 def add_command(commands: Any) -> None:
     parser = commands.add_parser("mutants", help="plant known errors and see which test turns red")
     parser.add_argument("--only", default="", metavar="TEXT", help="only mutants whose name contains TEXT")
+    parser.add_argument("--shard", type=part, default=(1, 1), metavar="i/n", help="every n-th mutant, from the i-th on")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where a mutant survived, 2 where there is nothing to judge."""
-    chosen = [m for m in MUTANTS if args.only.lower() in m.name.lower()]
+    i, n = args.shard
+    chosen = [m for m in MUTANTS if args.only.lower() in m.name.lower()][i - 1 :: n]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)

@@ -1,7 +1,8 @@
-"""The court's own verdicts, and a small court: two problems, 50 replicates each.
+"""The court's own verdicts, and a small court: two problems by every method of the registry that trains nothing, 50 replicates each.
 
-A cell that fails is heard again with 200 fresh replicates, so a right bar turns this file red in 1 of 10^6 runs. Bars too short by 1.5
-cover .81: 50 replicates see that in a single cell with probability .64, and there are twenty cells, ten to a run.
+A cell that fails is heard again with 200 fresh replicates, so a right bar (.95) turns this file red in 1 of 10^6 runs; a method that is
+flagged in 2% of its runs, the most that is allowed, in 1 of 10^3 a cell and 1 of 10^6 after the second hearing. Bars too short by 1.5
+cover .81: 50 replicates see that in a single cell with probability .64, and there are a dozen cells to a run.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ from scipy import stats
 
 import boltzsample as bz
 from benchmarks.__main__ import main
-from benchmarks.court import NORMAL_X0, TRIALS, Trial, faults, hear, marginal, questions, records
-from benchmarks.verdicts import HEADER, RULE, Cell, Record, clopper_pearson, is_hit, judge, row, z_score
+from benchmarks.court import hear
+from benchmarks.court_cases import ALL, GIVEN, TRIALS, UNDETECTABLE, UNTRAINED, Trial, WideT, cases, shard, trains
+from benchmarks.court_controls import CONTROLS, Control, hearings
+from benchmarks.court_questions import NORMAL_X0, exact_draws, marginal, order_statistic, questions
+from benchmarks.court_runs import Docket, batches, read, records
+from benchmarks.court_table import Ruling, court, rule, tables, trial_of
+from benchmarks.verdicts import HEADER, RULE, Record, clopper_pearson, is_hit, judge, row, z_score
 from boltzsample.backend import Backend
 from boltzsample.densities import StudentT
 from boltzsample.kernels import HMC
 from boltzsample.kernels.chains import Chains
 from boltzsample.kernels.kernel import Noise
 from boltzsample.maps import Diagonal
+from boltzsample.registry import METHODS
 from boltzsample.samplers.starts import Starts
 from boltzsample.streams import LANE, Stream, block_steps
 from boltzsample.views import Pullback
@@ -33,7 +40,8 @@ from targets import problem
 from tests.small import SMALL, normal
 
 BY_NAME = {t.problem: t for t in TRIALS}
-SMALL_COURT = [replace(BY_NAME["gaussian-corr-d10"], n=3_200), replace(BY_NAME["two-modes-near"], n=4_800)]
+UNTRAINED_METHODS = [*(m for m in METHODS if not trains(m)), "importance"]
+SMALL_COURT = [replace(t, n=min(t.n, 8_000)) for t in cases(UNTRAINED_METHODS, ["gaussian-corr-d10", "two-modes-near"])]
 
 
 # ---- verdicts ----
@@ -60,13 +68,14 @@ CASES = {
     "WIDE": [record(z) for z in normal_scores(200, 0.4)],
     "LOUD": [record(30, "untrusted") for _ in range(192)] + [record(0) for _ in range(8)],
     "WOLF": [record(z, "caution") for z in normal_scores(200)],
+    "SOME FLAGS": [record(0, "caution") for _ in range(40)] + [record(z) for z in normal_scores(160)],
     "NOEVIDENCE": [record(30, "caution") for _ in range(85)] + [record(0) for _ in range(15)],
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_verdict(name: str) -> None:
-    assert judge(CASES[name]).verdict == name.split(":")[0]
+    assert judge(CASES[name]).verdict == {"SOME FLAGS": "PASS"}.get(name, name.split(":")[0])
 
 
 def test_flagged_misses_do_not_count_and_unflagged_ones_do() -> None:
@@ -103,14 +112,24 @@ def test_numbers_of_a_cell() -> None:
     assert clopper_pearson(0, 10) == (0.0, pytest.approx(0.3085, abs=1e-4)) and clopper_pearson(10, 10)[1] == 1.0
 
 
+def faults(trial: Trial, functional: str, name: str) -> tuple[str, ...]:
+    return rule(trial, functional, judge(CASES[name])).faults
+
+
 def test_what_is_a_fault() -> None:
-    trial = Trial("funnel-sd3", n=1, loud=("E x_1^2",), heavy=("sd x_0",))
-    quiet, loud, wrong = (judge(CASES[name]) for name in ("PASS", "LOUD", "SILENT"))
-    some = judge([record(0, "caution") for _ in range(40)] + [record(z) for z in normal_scores(160)])
-    assert faults(trial, "E x_0", quiet) == [] and faults(trial, "E x_0", wrong) == ["SILENT"]
-    assert faults(trial, "E x_1^2", quiet) == ["must be flagged"] and faults(trial, "E x_1^2", loud) == []
-    assert faults(trial, "E x_0", some) == ["flagged too often"] and faults(trial, "sd x_0", some) == []
-    assert faults(replace(trial, easy=False), "E x_0", some) == []
+    trial = Trial("two-modes-near", loud=("E x_1^2",), heavy=("sd x_0",), easy=True)
+    assert faults(trial, "E x_0", "PASS") == () and faults(trial, "E x_0", "SILENT") == ("silent",)
+    assert faults(trial, "E x_1^2", "PASS") == ("must be flagged",) and faults(trial, "E x_1^2", "LOUD") == ()
+    assert faults(trial, "E x_0", "SOME FLAGS") == ("flagged too often",) and faults(trial, "sd x_0", "SOME FLAGS") == ()
+    assert faults(replace(trial, easy=False), "E x_0", "SOME FLAGS") == ()
+    assert faults(replace(trial, loud=(ALL,)), "E x_0", "PASS") == ("must be flagged",)
+    assert faults(replace(trial, scope=GIVEN), "E x_0", "SOME FLAGS") == ()  # no easy proposal for a problem with heavy functionals
+
+
+def test_only_what_is_named_may_be_silent() -> None:
+    assert faults(Trial(UNDETECTABLE[0].problem), "E x_0", "SILENT") == ()
+    assert faults(Trial("two-modes-far"), "E x_0", "SILENT") == ("silent",)
+    assert all(len(b.why) > 40 for b in UNDETECTABLE)
 
 
 def test_the_table_is_a_table() -> None:
@@ -120,23 +139,55 @@ def test_the_table_is_a_table() -> None:
 # ---- questions ----
 
 
-@pytest.mark.parametrize("name", [*BY_NAME, "two-modes-far", *sorted(NORMAL_X0 - BY_NAME.keys())])
+@pytest.mark.parametrize("name", BY_NAME)
 def test_quantiles_agree_with_the_card(name: str) -> None:
     law, tail = marginal(problem(name)), problem(name).truth["tail"]
     if law is not None:
         assert law(1 - float(tail.value)) == pytest.approx(float(tail.at), abs=1e-6)
-    assert len(questions(problem(name))) == (10 if law else 7)
+    assert len(questions(problem(name), log_z=True)) >= 8
 
 
-@pytest.mark.parametrize("name", [n for n in BY_NAME if n not in ("cancer", "funnel-sd3")])
+def test_every_marginal_said_to_be_normal_is_asked_about() -> None:
+    assert NORMAL_X0 - {"rosenbrock"} <= BY_NAME.keys()
+
+
+NO_EXACT = ("funnel-sd3", "narrow-spike")  # no error bar for x_1^2; a spike beside a tail looks heavy to k-hat
+
+
+@pytest.mark.parametrize("name", [n for n in BY_NAME if problem(n).exact_sampler is not None and n not in NO_EXACT])
 def test_exact_draws_pass(name: str) -> None:
-    """20,000 independent draws: no |z| over 4.5 in ten questions."""
+    """20,000 independent draws: no |z| over 4.5 in a dozen questions."""
     p = problem(name)
     assert p.exact_sampler is not None
     result = bz.result(bz.Draws.from_arrays(p.exact_sampler(20_000, torch.Generator().manual_seed(0))))
     for q in questions(p):
         e = q.ask(result)
-        assert abs(float(e.value) - q.truth) < 4.5 * float(e.stderr), q.name
+        assert abs(float(e.value) - q.truth) < 4.5 * (float(e.stderr) ** 2 + q.truth_se**2) ** 0.5, q.name
+
+
+def test_order_statistics() -> None:
+    """A uniform law: the q-quantile of n draws errs by sqrt(q (1 - q) / n)."""
+    value, error = order_statistic(torch.linspace(0, 1, 10_001, dtype=torch.float64), 0.05)
+    assert value == pytest.approx(0.05, abs=1e-4) and error == pytest.approx((0.05 * 0.95 / 10_000) ** 0.5, rel=0.05)
+
+
+def test_measured_truths_agree_with_closed_forms() -> None:
+    """E log N(x; m, C) = -(d + log det 2 pi C) / 2, here from the density at its mode; E x_0 x_1 of independent coordinates."""
+    p = problem("gaussian-corr-d10")
+    asked = {q.name: q for q in questions(p)}
+    mode = float(p.target.log_prob(p.truth["mean"].value))
+    assert abs(asked["log p"].truth - (mode - 5)) < 4.5 * asked["log p"].truth_se
+    assert exact_draws("cancer") is None
+    wells = {q.name: q for q in questions(problem("many-well-d6"))}
+    mean = problem("many-well-d6").truth["mean"].value
+    assert abs(wells["E x_0 x_1"].truth - float(mean[0] * mean[1])) < 4.5 * wells["E x_0 x_1"].truth_se
+
+
+def test_the_proposal_is_normalized() -> None:
+    """E_q of p/q is one: against its own samples, importance of a normal density with a wide t."""
+    wide = WideT(torch.zeros(2, dtype=torch.float64), 1.5 * torch.eye(2, dtype=torch.float64))
+    e = bz.importance(bz.from_log_prob(lambda x: -0.5 * x.square().sum(-1), dim=2), wide, 20_000, seed=0).log_z()
+    assert abs(float(e.value) - 1.8378770664) < 4.5 * float(e.stderr) < 0.05
 
 
 # ---- what it rests on ----
@@ -170,33 +221,90 @@ def test_sampling_is_the_frozen_kernel_step_by_step() -> None:
 
 
 def test_records_of_replicates_differ() -> None:
-    estimates = [r["est"] for r in records(replace(SMALL_COURT[0], n=64, warmup=20), 6, 2) if r["f"] == "E x_0"]
-    assert len(set(estimates)) == 6
+    trial = replace(SMALL_COURT[0], n=64, warmup=20)
+    found = [r for own, size in batches(trial, 6, 2) for r in records(trial, own, size)]
+    assert len({r["est"] for r in found if r["f"] == "E x_0"}) == 6
+
+
+# ---- cases and shards ----
+
+
+def test_shards_share_out_every_case_once_and_evenly() -> None:
+    found = cases(UNTRAINED_METHODS)
+    parts = [shard(found, i, 3) for i in (1, 2, 3)]
+    assert sorted(t.name for part in parts for t in part) == sorted(t.name for t in found)
+    loads = [sum(t.cost for t in part) for part in parts]
+    assert max(loads) - min(loads) <= max(t.cost for t in found)
+
+
+def test_every_method_of_the_registry_has_cases() -> None:
+    assert {t.method for t in cases()} == {*METHODS, "importance"}
+    assert len({t.problem for t in cases(["mcmc"])}) >= 10
+    assert [t.scope for t in cases(["mcmc"], ["cancer"])] == [UNTRAINED]
+    assert [t.witness for t in cases(["mcmc"], ["two-modes-far"])] == [True, False]
+
+
+# ---- lines, resumption, tables ----
+
+TINY = replace(BY_NAME["funnel-sd3"], n=512, warmup=20)
+
+
+def test_what_the_file_holds_is_not_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "court.jsonl"
+    first = [r for batch in Docket(path).hear(TINY, 3, 0, 1) for r in batch]
+    lines = path.read_text().splitlines()
+    assert str([r for batch in Docket(path).hear(TINY, 3, 0, 1) for r in batch]) == str(read([path]))  # nan != nan
+    assert path.read_text().splitlines() == lines and len(lines) == len(first) == 3 * 12
+    path.write_text("\n".join(lines[:-2]) + "\n" + lines[-1][:40])  # killed in the middle of a line
+    again = [r for batch in Docket(path).hear(TINY, 3, 0, 1) for r in batch]
+    assert str([r["est"] for r in again]) == str([r["est"] for r in first])
+    assert len(court(read([path])).rulings) == 12 and {r.cell.replicates for r in court(read([path])).rulings} == {3}
+
+
+def test_a_failing_cell_is_judged_by_its_second_hearing() -> None:
+    one = {"case": "two-modes-near / mcmc", "target": "two-modes-near", "method": "mcmc", "scope": UNTRAINED, "witness": True}
+    base = one | {"commit": "c", "court_version": 2, "settings": "s"}
+    lines = [base | r | {"hearing": 1, "seed": f"0/{i}"} for i, r in enumerate(CASES["SILENT"])]
+    assert court(lines).broken == 1 and "silent" in tables(court(lines))
+    lines += [base | r | {"hearing": 2, "seed": f"1/{i}"} for i, r in enumerate(CASES["PASS"])]
+    assert court(lines).broken == 0 and court(lines).rulings[0].cell.hits == judge(CASES["PASS"]).hits
+    newer = [base | r | {"hearing": 1, "seed": f"0/{i}", "commit": "d"} for i, r in enumerate(CASES["SILENT"])]
+    assert court(lines + newer).broken == 1
+
+
+def test_a_run_that_raises_is_a_broken_promise() -> None:
+    class Broken(Trial):
+        @property
+        def sampler(self) -> Any:
+            return bz.MCMC(chains=32, warmup=0, kernel="no kernel")
+
+    (line,) = records(Broken("two-modes-near"), 0, 2)
+    assert line["status"] == "error" and "Error" in line["error"]
+    found = court([line | {"hearing": 1, "commit": "c", "court_version": 2}])
+    assert found.broken == 1 and "ERROR two-modes-near / mcmc" in tables(found)
+
+
+def test_a_line_knows_its_case() -> None:
+    for trial in cases():
+        fields = {"target": trial.problem, "method": trial.method, "scope": trial.scope, "witness": trial.witness}
+        found = trial_of(fields)
+        assert (found.name, found.easy, found.loud) == (trial.name, trial.easy, trial.loud)
 
 
 # ---- a small court ----
 
 
 @cache
-def heard(number: int) -> tuple[dict[str, tuple[Cell, list[str]]], list[Record]]:
-    kept: list[Record] = []
-
-    class Kept:
-        def writelines(self, lines: Any) -> None:
-            kept.extend(json.loads(line) for line in lines)
-
-        def flush(self) -> None: ...
-
-    out: Any = Kept()
-    return hear(SMALL_COURT[number], 50, seed=1, out=out), kept
+def heard(number: int) -> tuple[list[Ruling], list[Record]]:
+    return hear(SMALL_COURT[number], 50, 1, Docket())
 
 
-@pytest.mark.parametrize("number", range(len(SMALL_COURT)), ids=lambda i: SMALL_COURT[i].problem)
+@pytest.mark.parametrize("number", range(len(SMALL_COURT)), ids=lambda i: SMALL_COURT[i].name)
 def test_error_bars_hold(number: int) -> None:
-    verdicts, _ = heard(number)
-    table = "\n".join(row(SMALL_COURT[number].problem, name, cell) for name, (cell, _) in verdicts.items())
-    assert not any(wrong for _, wrong in verdicts.values()), table
-    assert all(cell.verdict == "PASS" for cell, _ in verdicts.values()), table
+    decided, _ = heard(number)
+    table = "\n".join(row(r.trial.name, r.functional, r.cell) for r in decided)
+    assert not any(r.faults for r in decided), table
+    assert all(r.cell.verdict == "PASS" for r in decided), table
 
 
 def test_bars_too_short_by_half_would_be_seen() -> None:
@@ -211,12 +319,34 @@ def test_bars_too_short_by_half_would_be_seen() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "court.jsonl"
-    command = ["coverage", "--replicates", "2", "--problem", "funnel-sd3", "--n", "512", "--warmup", "20", "--out", str(out)]
-    codes = [main(command), main(command)]
-    printed = capsys.readouterr().out
-    assert codes == [0, 0] and "| funnel-sd3 | E x_1^2 |" in printed and "0 broken promises" in printed
+    command = ["court", "--replicates", "2", "--problem", "funnel-sd3", "--method", "mcmc", "--n", "512", "--warmup", "20"]
+    codes = [main([*command, "--out", str(out)]), main(["court", "--table", str(out), "--all"])]
+    printed = capsys.readouterr()
+    assert codes == [0, 0] and "| funnel-sd3 / mcmc | E x_1^2 |" in printed.out and "0 broken promises" in printed.out
+    assert "[1/1 00:00:" in printed.err and UNDETECTABLE[0].why in printed.out
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(lines) == 2 * 2 * 10  # appended, not overwritten
-    named = {"court_version", "commit", "target", "method", "f", "replicate", "seed", "est", "se", "df", "lo", "hi", "truth", "truth_se"}
-    assert set(lines[0]) == named | {"flags", "status", "n_logp", "seconds", "versions"}
-    assert lines[:20] == [{**b, "seconds": a["seconds"]} for a, b in zip(lines[:20], lines[20:], strict=True)]
+    assert len(lines) == 2 * 12
+    named = {"court_version", "commit", "target", "method", "f", "seed", "est", "se", "df", "lo", "hi", "truth", "truth_se"}
+    assert set(lines[0]) == named | {"flags", "status", "n_logp", "seconds", "versions", "case", "settings", "scope", "witness", "hearing"}
+
+
+@pytest.mark.parametrize("wrong", ["3/2", "0/2", "half"])
+def test_a_part_that_is_none(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["court", "--shard", wrong])
+    assert "wanted" in capsys.readouterr().err
+
+
+# ---- controls ----
+
+
+@pytest.mark.parametrize("hearing", hearings(UNTRAINED_METHODS), ids=lambda h: h.name)
+def test_controls_get_no_confident_answer(hearing: Any) -> None:
+    found = hearing.control.outcome(hearing.method, 1)
+    assert found["held"], found
+
+
+def test_a_control_that_is_not_told_apart_would_be_seen() -> None:
+    """A plain normal density says none of the words."""
+    sound = replace(CONTROLS[0], run=lambda method, seed: bz.sample(normal(), SMALL, 3_200, seed=seed, progress=False))
+    assert isinstance(sound, Control) and not sound.outcome("mcmc", 0)["held"]

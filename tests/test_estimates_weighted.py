@@ -13,6 +13,7 @@ import boltzsample as bz
 from boltzsample.draws import Draws
 from boltzsample.estimates import covariance, expectation, probability, quantile, sd
 from boltzsample.estimates.evidence import log_z
+from boltzsample.estimates.tails import ends, khat
 from boltzsample.estimates.weighted import weights
 from boltzsample.flags import Status
 from tests.ar1 import chains, codes, rng
@@ -54,6 +55,18 @@ def test_a_narrow_proposal_is_flagged():
     x, d = proposal(0.45, 4000)
     assert {"KHAT_W", "KHAT_F"} <= codes(expectation(x.square(), d))
     assert not {"KHAT_W", "KHAT_F", "CONCENTRATION", "ESS_LOW"} & codes(expectation(x, proposal(1.3, 4000)[1]))
+
+
+def test_a_lump_of_bounded_influences_is_no_heavy_tail():
+    """10 in 1000 values in a lump from 3.5 to 4.2 over a thin rest: one fit over both says k > .5."""
+    u = torch.rand(20_000, 1, generator=rng(0), dtype=torch.float64)
+    lump = torch.where(u < 0.01, 3.5 + 0.7 * torch.rand(20_000, 1, generator=rng(1)).double(), u)
+    heavy = torch.rand(20_000, 1, generator=rng(2), dtype=torch.float64).pow(-0.6)
+    draws = Draws(u[..., None], u, log_weight=torch.zeros_like(u))
+    assert float(khat((lump - lump.mean()).abs())) > 0.5 and "KHAT_F" not in codes(expectation(lump, draws))
+    assert "KHAT_F" in codes(expectation(heavy, draws))
+    small = slice(0, 10_000)  # too few to see the end
+    assert not bool(ends(lump[small])) and bool(ends(lump)) and not bool(ends(heavy))
 
 
 def test_the_bar_is_the_jackknife():

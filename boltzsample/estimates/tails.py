@@ -17,23 +17,32 @@ import torch
 from torch import Tensor
 
 MIN_TAIL = 20
+SURE = 100  # values from which a tail of k = 1/2 is fitted with k < 0 in 1 of 3,000
 
 
-def khat(values: Tensor) -> Tensor:
-    """k-hat (k,) of the upper tail of each column of values (S, k); NaN where S < 100 or where ties leave no tail to fit.
+def khat(values: Tensor, tail: int | None = None) -> Tensor:
+    """k-hat (k,) of the upper tail of each column of values (S, k), of `tail` values; NaN where S < 100 or where ties leave no tail to fit.
 
     >>> x = torch.distributions.Pareto(1.0, 2.0).icdf(torch.linspace(0.0005, 0.9995, 1000).double())
     >>> 0.4 < khat(x[:, None]).item() < 0.6
     True
     """
-    s = values.shape[0]
-    tail = tail_length(s)
+    tail = tail_length(values.shape[0]) if tail is None else tail
     if tail < MIN_TAIL:
         return values.new_full(values.shape[1:], math.nan)
     top = values.topk(tail + 1, dim=0).values  # descending
     excess = (top[:-1] - top[-1]).flip(0)
     block = max(1, 2**22 // (tail * (30 + math.isqrt(tail))))
     return torch.cat([_pareto_shape(part) for part in excess.split(block, dim=1)])
+
+
+def ends(values: Tensor) -> Tensor:
+    """Whether the values (S, k) end: (k,) bool. A lump of large but bounded values over a thin rest looks like a heavy tail to one fit
+    over both; a fit to the upper quarter of that tail alone sees the end, k < 0. Never where that quarter has fewer than 100 values."""
+    quarter = tail_length(values.shape[0]) // 4
+    if quarter < SURE:
+        return torch.zeros(values.shape[1:], dtype=torch.bool)
+    return khat(values, quarter) < 0
 
 
 def tail_length(s: int) -> int:

@@ -25,7 +25,7 @@ from boltzsample.estimates.chains import Bar
 from boltzsample.estimates.columns import Columns, columns, located
 from boltzsample.estimates.diagnostics import FEW_VALUES, value_checks
 from boltzsample.estimates.intervals import t_interval
-from boltzsample.estimates.tails import khat
+from boltzsample.estimates.tails import ends, khat
 from boltzsample.flags import Flag, flag
 
 
@@ -122,7 +122,8 @@ def weight_flags(w: Weights) -> tuple[Flag, ...]:
 
 def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
     """KHAT_F and CONCENTRATION of the influences g (units, draws, k): what the weights do to this f."""
-    k = torch.where(f.binary, torch.full_like(f.scale, math.nan), _khat(g.abs().flatten(0, 1)))
+    size = g.abs().flatten(0, 1)
+    k = torch.where(f.binary | ends(size), torch.full_like(f.scale, math.nan), _khat(size))
     flags = located("KHAT_F", k > 0.5, k, 0.5)
     unit = g.sum(1).square()
     share = unit.amax(0) / unit.sum(0)

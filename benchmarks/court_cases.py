@@ -1,0 +1,233 @@
+"""The cases of the court: problems, methods with the settings of deliberately small runs, and what is known to be undetectable.
+
+A case is a problem by a method. The methods are those of the registry, and `importance` with a proposal given; a method that is new
+there appears here by itself, with its default settings, until SMALL says how to make its runs small.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import boltzsample as bz
+from benchmarks.ledger import Record
+from boltzsample.registry import METHODS, method
+from boltzsample.samplers.importance import Importance
+from boltzsample.samplers.sampler import Sampler
+from targets import problem
+
+ALL = "*"
+GIVEN, END_TO_END, UNTRAINED = "given the trained proposal", "end to end", "untrained"
+BATCH = 50  # replicates in one call of bz.sample: these share a wide source and the number of leapfrogs
+PER_TRAINING = 10  # replicates of each trained flow
+COSTS = Path(__file__).parent / "court_costs.json"  # seconds a replicate, measured; `court --costs FILE...` writes it
+UNKNOWN_COST = 0.5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a problem is run. `easy`: it may not be flagged, except for the functionals in `heavy`, whose bars are hard to know.
+    `loud`: functionals that must be flagged, for they have no error bar ("*": every one)."""
+
+    problem: str
+    n: int = 3_200
+    chains: int = 32
+    warmup: int = 100
+    thin: int = 1
+    easy: bool = False
+    heavy: tuple[str, ...] = ()
+    loud: tuple[str, ...] = ()
+    starts: Any = None
+    witness: bool = True
+    method: str = "mcmc"
+    scope: str = UNTRAINED
+
+    @property
+    def sampler(self) -> Sampler:
+        make = SMALL.get(self.method)
+        return make(self) if make else method(self.method).make()
+
+    @property
+    def is_trained(self) -> bool:
+        return self.scope != UNTRAINED
+
+    @property
+    def per_call(self) -> int:
+        """Replicates of one call of bz.sample."""
+        return {UNTRAINED: BATCH, GIVEN: PER_TRAINING, END_TO_END: 1}[self.scope]
+
+    @property
+    def name(self) -> str:
+        notes = [*([] if self.scope != END_TO_END else [END_TO_END]), *([] if self.witness else ["no witness"])]
+        return f"{self.problem} / {self.method}" + (f" ({', '.join(notes)})" if notes else "")
+
+    @property
+    def settings(self) -> str:
+        return f"{self.method} chains={self.chains} warmup={self.warmup} n={self.n} thin={self.thin}"
+
+    @property
+    def cost(self) -> float:
+        """Seconds a replicate, as measured once."""
+        return float(costs().get(self.name, UNKNOWN_COST))
+
+
+HEAVY_T = ("E x_0^2", "E x_1^2", "E x.x", "E x_0 x_1", "sd x_0")  # x^2 of a t_5 has no third moment
+
+TRIALS: tuple[Trial, ...] = (
+    Trial("gaussian-corr-d10", easy=True),
+    Trial("gaussian-ill-d100"),
+    Trial("student-t5-d10", n=6_400, warmup=200, thin=4, easy=True, heavy=HEAVY_T),
+    Trial("two-modes-near", n=6_400, easy=True),
+    Trial("two-modes-far"),
+    Trial("gmm40-fab"),
+    Trial("unequal-widths"),
+    Trial("narrow-spike"),
+    Trial("funnel-sd3", n=1_600, loud=("E x_1^2",)),
+    Trial("banana"),
+    Trial("many-well-d6"),
+    Trial("many-well-d32"),
+    Trial("rings-slips"),
+    Trial("truncated-gaussian"),
+    Trial("phi4-d32-b0.025"),
+    Trial("cancer", easy=True),
+    Trial("german-credit", easy=True),
+)
+WITNESSLESS = ("two-modes-far",)  # asked again with witness=False: everything must be flagged
+ENDS = ("gaussian-corr-d10", "two-modes-far", "cancer")  # where whole runs of methods that train are repeated
+
+
+@dataclass(frozen=True)
+class Blind:
+    """A cell that may be silently wrong, because nobody could know: "*" stands for every method or functional."""
+
+    problem: str
+    method: str
+    functional: str
+    why: str
+
+    def covers(self, trial: Trial, functional: str) -> bool:
+        return all(
+            mine in (ALL, its) for mine, its in ((self.problem, trial.problem), (self.method, trial.method), (self.functional, functional))
+        )
+
+
+UNDETECTABLE: tuple[Blind, ...] = (
+    Blind("narrow-spike", ALL, ALL, "half of the mass in a millionth of the volume: without a start in it (modes=) nobody can know of it"),
+    Blind(
+        "unequal-widths",
+        ALL,
+        ALL,
+        "a mode of width .01 whose basin (radius .1) is about 3e-5 of the wide source: 256 climbs meet it in one run of a hundred, and a "
+        "proposal of 30,000 draws once; give it by modes=",
+    ),
+)
+
+
+# ---- small runs ----
+
+
+def _chains(t: Trial) -> bz.MCMC:
+    return bz.MCMC(chains=t.chains, warmup=t.warmup, thin=t.thin)
+
+
+SMALL: dict[str, Callable[[Trial], Sampler]] = {
+    "mcmc": _chains,
+    "latent-mcmc": lambda t: bz.LatentMCMC(mcmc=_chains(t)),
+    "importance": lambda t: Importance(proposal(t.problem)),
+}
+IS_MORE = 10  # times as many draws: they cost little
+NO_PROPOSAL = frozenset({"gaussian-ill-d100", "many-well-d32"})  # a t is no proposal there
+
+
+@dataclass(frozen=True, eq=False)
+class WideT:
+    """A Student t_5 with mean m and scale matrix L L^T: a proposal as a user would bring one, sample(n) and log_prob(x)."""
+
+    m: Tensor
+    L: Tensor
+    nu: float = 5.0
+
+    def sample(self, n: int) -> Tensor:
+        z = torch.randn(n, len(self.m), dtype=self.m.dtype)
+        chi2 = torch.distributions.Chi2(torch.tensor(self.nu, dtype=self.m.dtype)).sample((n, 1))
+        return self.m + (z / (chi2 / self.nu).sqrt()) @ self.L.T
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        d, nu = len(self.m), torch.tensor(self.nu, dtype=x.dtype)
+        z = torch.linalg.solve_triangular(self.L, (x - self.m).T, upper=False)
+        constant = torch.lgamma((nu + d) / 2) - torch.lgamma(nu / 2) - d / 2 * (nu * torch.pi).log() - self.L.diagonal().log().sum()
+        return constant - (nu + d) / 2 * (z.square().sum(0) / nu).log1p()
+
+
+@cache
+def proposal(name: str) -> WideT:
+    """A t_5 with the mean and 1.2^2 times the covariance of 20,000 exact draws."""
+    p = problem(name)
+    assert p.exact_sampler is not None
+    x = p.exact_sampler(20_000, torch.Generator().manual_seed(7)).double()
+    return WideT(x.mean(0), 1.2 * torch.linalg.cholesky(torch.atleast_2d(torch.cov(x.T))))
+
+
+# ---- cases and shards ----
+
+
+def trains(name: str) -> bool:
+    """Whether a method trains a proposal."""
+    return name != "importance" and method(name).make.learns
+
+
+def cases(
+    names: Iterable[str] | None = None, problems: Iterable[str] | None = None, scopes: Sequence[str] = (UNTRAINED, GIVEN)
+) -> list[Trial]:
+    """Every problem by every method, the witnessless ones after them; of `names`, `problems` and `scopes` only."""
+    found: list[Trial] = []
+    for name in names or [*METHODS, "importance"]:
+        for trial in TRIALS:
+            found += [t for t in variants(replace(trial, method=name)) if t.scope in scopes]
+    return [t for t in found if problems is None or t.problem in problems]
+
+
+def variants(t: Trial) -> list[Trial]:
+    """The cases of a problem and a method."""
+    if t.method == "importance" and (t.problem in NO_PROPOSAL or problem(t.problem).exact_sampler is None):
+        return []
+    own = replace(t, scope=GIVEN if trains(t.method) else UNTRAINED)
+    if t.method == "importance":
+        own = replace(own, n=IS_MORE * t.n)
+    found = [own]
+    if t.problem in WITNESSLESS:
+        found.append(replace(own, witness=False, loud=(ALL,)))
+    if trains(t.method) and t.problem in ENDS:
+        found.append(replace(t, scope=END_TO_END))
+    return found
+
+
+def shard(found: Sequence[Trial], which: int, of: int) -> list[Trial]:
+    """The which-th (from 1) of `of` parts of equal cost: the dearest case first, each to the part that has least to do."""
+    loads, parts = [0.0] * of, [[] for _ in range(of)]  # type: list[float], list[list[Trial]]
+    for trial in sorted(found, key=lambda t: (-t.cost, t.name)):
+        least = loads.index(min(loads))
+        loads[least] += trial.cost
+        parts[least].append(trial)
+    return [t for t in found if t in parts[which - 1]]
+
+
+@cache
+def costs() -> dict[str, float]:
+    found: dict[str, float] = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.exists() else {}
+    return found
+
+
+def measured_costs(records: Iterable[Record]) -> dict[str, float]:
+    """Seconds a replicate of each case, from the lines of any run."""
+    runs: dict[str, dict[str, float]] = {}
+    for r in records:
+        runs.setdefault(r["case"], {})[r["seed"]] = r["seconds"]
+    return {name: round(sum(s.values()) / len(s), 3) for name, s in sorted(runs.items())}
