@@ -141,6 +141,7 @@ SMALL: dict[str, Callable[[Trial], Sampler]] = {
     "mcmc": _chains,
     "latent-mcmc": lambda t: bz.LatentMCMC(mcmc=_chains(t)),
     "importance": lambda t: Importance(proposal(t.problem)),
+    "tempering": lambda t: replace(method("tempering").make(), ladders=16, warmup=t.warmup),
 }
 IS_MORE = 10  # times as many draws: they cost little
 NO_PROPOSAL = frozenset({"gaussian-ill-d100", "many-well-d32"})  # a t is no proposal there
@@ -178,9 +179,12 @@ def proposal(name: str) -> WideT:
 # ---- cases and shards ----
 
 
+FITS_ONE_BY_ONE = frozenset({"auto", "mixture-is"})  # they learn from no draws of others, but fit each replicate on its own
+
+
 def trains(name: str) -> bool:
-    """Whether a method trains a proposal."""
-    return name != "importance" and method(name).make.learns
+    """Whether a method trains a proposal: then many runs are made of each."""
+    return name != "importance" and (name in FITS_ONE_BY_ONE or method(name).make.learns)
 
 
 def cases(

@@ -219,7 +219,7 @@ def part(text: str) -> tuple[int, int]:
 
 def add_command(commands: Any) -> None:
     parser = commands.add_parser("mutants", help="plant known errors and see which test turns red")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only mutants whose name contains TEXT")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="only mutants whose name contains one of these")
     parser.add_argument("--shard", type=part, default=(1, 1), metavar="i/n", help="every n-th mutant, from the i-th on")
     parser.set_defaults(run=run)
 
@@ -227,13 +227,13 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where a mutant survived, 2 where there is nothing to judge."""
     i, n = args.shard
-    chosen = [m for m in MUTANTS if args.only.lower() in m.name.lower()][i - 1 :: n]
+    chosen = [m for m in MUTANTS if any(text.lower() in m.name.lower() for text in args.only)][i - 1 :: n]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         copy_tree(tree)
         if not chosen or (red := first_red(sorted({t for m in chosen for t in m.tests}), tree)):
-            print(f"{red} is red without any mutant" if chosen else f"no mutant is called {args.only!r}")
+            print(f"{red} is red without any mutant" if chosen else f"no mutant is called {' or '.join(args.only)}")
             return 2
         print("| mutant | test that went red | s |\n|---|---|---|", flush=True)
         survivors = 0
