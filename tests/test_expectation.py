@@ -171,6 +171,15 @@ def test_few_hits_have_an_asymmetric_interval_that_covers():
     assert "RARE_EVENT" in codes(est)
 
 
+def test_the_interval_of_a_rare_event_counts_effective_draws():
+    """Every draw stands ten times in a row: ten times as many hits, and not a narrower interval (counting draws: .35 of its width)."""
+    x = torch.randn(64, 30, 100, generator=rng(3), dtype=torch.float64)
+    single, repeated = (probability(y > 2.6, draws_of(y)) for y in (x, x.repeat_interleave(10, 1)))
+    ratio = (repeated.interval[1] - repeated.interval[0]) / (single.interval[1] - single.interval[0])
+    assert all("RARE_EVENT" in codes(e) for e in (single, repeated))
+    assert 0.85 < float(ratio.median()) < 1.2
+
+
 # ---- never a bar of zero ----
 
 
