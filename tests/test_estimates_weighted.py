@@ -69,6 +69,13 @@ def test_a_lump_of_bounded_influences_is_no_heavy_tail():
     assert not bool(ends(lump[small])) and bool(ends(lump)) and not bool(ends(heavy))
 
 
+def test_draws_of_weight_zero_count_in_log_z():
+    """The density 1 on x < .2, drawn uniformly on [0, 1]: four draws in five weigh nothing, and Z = .2, not 1."""
+    x = torch.rand(4000, 1, generator=rng(4), dtype=torch.float64)
+    est = log_z(Draws(x[..., None], x, log_weight=torch.where(x < 0.2, 0.0, -math.inf)))
+    assert abs(float(est.value) - math.log(0.2)) < 4.5 * float(est.stderr) < 0.2
+
+
 def test_the_bar_is_the_jackknife():
     x, d = proposal(1.2, 30, 4)
     w = weights(d.log_weight)

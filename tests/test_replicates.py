@@ -148,3 +148,10 @@ def test_log_z_is_the_log_of_the_mean():
     )
     lost = combine_log_z([number(0.1), number(math.nan, flags=(flag("NO_LOG_Z"),))])
     assert lost.value.isnan() and lost.status is Status.UNTRUSTED
+
+
+def test_log_z_of_four_replicates_is_students():
+    """Three degrees of freedom: 3.18 standard errors, not 1.96."""
+    est = combine_log_z([number(v) for v in (0.1, -0.2, 0.05, 0.0)])
+    low, high = est.interval.tolist()
+    assert (high - low) / (2 * float(est.stderr)) == pytest.approx(stats.t.ppf(0.975, 3), rel=1e-9) and float(est.df) == 3
