@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from boltzsample.samplers.flow_is import FlowIS
     from boltzsample.samplers.latent import LatentMCMC
     from boltzsample.samplers.mcmc import MCMC
+    from boltzsample.samplers.mixture_is import MixtureIS
     from boltzsample.samplers.sampler import Budget
     from boltzsample.storage import load
     from boltzsample.target import Target, log_prob_and_grad
@@ -50,6 +51,7 @@ _HOME = {
     "FlowIS": "samplers.flow_is",
     "LatentMCMC": "samplers.latent",
     "MCMC": "samplers.mcmc",
+    "MixtureIS": "samplers.mixture_is",
     "Budget": "samplers.sampler",
     "load": "storage",
     "Target": "target",
@@ -61,9 +63,9 @@ _HOME = {
 }
 
 __all__ = [
-    "HMC", "MALA", "MCMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC", "Observed", "Pullback",
-    "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax", "from_log_prob", "from_numpy", "from_pyro",
-    "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
+    "HMC", "MALA", "MCMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC", "MixtureIS", "Observed",
+    "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax", "from_log_prob", "from_numpy",
+    "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

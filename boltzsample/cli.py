@@ -156,8 +156,8 @@ def _target(found: Any, arguments: argparse.Namespace) -> Any:
 def _known_method(name: str) -> None:
     from boltzsample.registry import METHODS
 
-    if name not in (*METHODS, "auto"):
-        raise UserError(f"there is no method {name!r}; choose from auto, {', '.join(METHODS)}")
+    if name not in METHODS:
+        raise UserError(f"there is no method {name!r}; choose from {', '.join(METHODS)}")
 
 
 def load_object(where: str) -> Any:

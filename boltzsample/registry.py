@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from boltzsample.auto import Auto
 from boltzsample.samplers.flow_is import FlowIS
 from boltzsample.samplers.latent import LatentMCMC
 from boltzsample.samplers.mcmc import MCMC
+from boltzsample.samplers.mixture_is import MixtureIS
 from boltzsample.samplers.sampler import Sampler
 
 
@@ -26,12 +28,12 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
+    "auto": Method(Auto, False, "exact", "explores, fits a mixture, chains or a flow, and lets pilots choose what estimates"),
     "mcmc": Method(MCMC, False, "exact", "256 chains from dispersed starts, HMC adapted across chains, then frozen"),
+    "mixture-is": Method(MixtureIS, True, "weighted", "modes found, chains in each, a mixture fitted to them and its draws weighted"),
     "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
     "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),
 }
-
-AUTO = "mcmc"  # what method="auto" runs until the portfolio exists
 
 
 def name_of(sampler: Sampler) -> str:
@@ -46,5 +48,5 @@ def method(name: str) -> Method:
     False
     """
     if name not in METHODS:
-        raise ValueError(f"method {name!r} is not known; known methods: auto, {', '.join(METHODS)}; or pass a Sampler object")
+        raise ValueError(f"method {name!r} is not known; known methods: {', '.join(METHODS)}; or pass a Sampler object")
     return METHODS[name]

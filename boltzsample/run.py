@@ -15,7 +15,7 @@ from torch import Tensor
 from boltzsample import registry
 from boltzsample.backend import Backend, make_backend
 from boltzsample.draws import Draws
-from boltzsample.flags import Flag, flag
+from boltzsample.flags import Flag
 from boltzsample.locate import locate
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.results import Result
@@ -86,9 +86,8 @@ def sample(
         with _timed(ledger, "witness"):
             verdicts = _witnesses(sampler, target, parts, run) if witness else [no_audit("witness=False")] * replicates
     config = _config(name, sampler, n, stream.seed, backend, replicates, fit, limit)
-    notes = (*run.notes, *((flag("AUTO_IS_MCMC"),) if method == "auto" else ()))
     results = tuple(
-        _result(part, v.flags + notes, (v.sentence,) if v.sentence else (), target, sampler, config, ledger, replicates)
+        _result(part, v.flags + tuple(run.notes), (v.sentence,) if v.sentence else (), target, sampler, config, ledger, replicates)
         for part, v in zip(parts, verdicts, strict=True)
     )
     if replicates == 1:
@@ -136,8 +135,7 @@ def _sampler(method: str | Sampler) -> tuple[Sampler, str]:
         return method, registry.name_of(method)
     if not isinstance(method, str):
         raise TypeError(f"method is a {type(method).__name__}; wanted a name ({', '.join(registry.METHODS)}) or a Sampler object")
-    name = registry.AUTO if method == "auto" else method
-    return registry.method(name).make(), name
+    return registry.method(method).make(), method
 
 
 @contextmanager

@@ -25,8 +25,9 @@ from boltzsample.ascent import Ascent, ascend
 from boltzsample.draws import Draws
 from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import Flag, flag
-from boltzsample.laplace import Laplace, distinct, laplace
+from boltzsample.laplace import Laplace
 from boltzsample.maps import Dense, Diagonal
+from boltzsample.samplers.modes import at, optima
 from boltzsample.samplers.sampler import ENOUGH_POWER, Run, Verdict, no_look
 from boltzsample.samplers.wide_source import search
 from boltzsample.target import Target
@@ -34,7 +35,7 @@ from boltzsample.views import Pullback
 
 CLIMBS = 256
 ROUNDS = 80
-MOST_OPTIMA = 32
+MOST_OPTIMA = 64
 ENOUGH = 64  # converged climbs that make an audit
 SHARE = 1e-3
 EXPECTED_DRAWS = 20.0
@@ -121,20 +122,10 @@ def _climb(view: Pullback, z: Tensor, run: Run) -> Ascent:
 
 def _optima(view: Pullback, climbs: Ascent, run: Run) -> tuple[list[Optimum], Tensor]:
     """The distinct optima reached and each climb's optimum (n,), -1 for none: a climb that tired reached none."""
-    z, log_p = climbs.x, torch.where(climbs.converged, climbs.log_p, -torch.inf)
-    unit = torch.ones_like(z[0])
-    leaders, group = distinct(z, log_p, unit, MOST_OPTIMA)
-    reached = torch.full_like(group, -1)
-    hills: list[Laplace] = []
-    for k in range(int(climbs.converged[leaders].sum())):
-        hill, rows = laplace(view, z[leaders[k]], log_p[leaders[k]], unit)
-        run.ledger.add("witness", (0, rows))
-        if hill.proper:
-            same = [i for i, other in enumerate(hills) if _at(hill.x, other)]
-            reached[climbs.converged & (group == k)] = same[0] if same else len(hills)
-            hills += [] if same else [hill]
-    share = torch.softmax(torch.tensor([h.log_mass for h in hills], dtype=torch.float64), 0)
-    return [Optimum(h, float(s)) for h, s in zip(hills, share, strict=True)], reached
+    seen = optima(view, climbs, MOST_OPTIMA)
+    run.ledger.add("witness", (0, seen.rows))
+    share = torch.softmax(torch.tensor([h.log_mass for h in seen.hills], dtype=torch.float64), 0)
+    return [Optimum(h, float(s)) for h, s in zip(seen.hills, share, strict=True)], seen.reached
 
 
 def _judge(
@@ -182,7 +173,7 @@ def _in_ball(hill: Laplace, z: Tensor) -> float:
 
 def _ends_at(own: Ascent, optimum: Optimum) -> float:
     """The share of the climbs that end at the optimum."""
-    return float((_at(own.x, optimum.hill) & own.converged).double().mean())
+    return float((at(own.x, optimum.hill) & own.converged).double().mean())
 
 
 def _gaussian_log_mass(z: Tensor, log_p: Tensor) -> float:
@@ -190,11 +181,6 @@ def _gaussian_log_mass(z: Tensor, log_p: Tensor) -> float:
     dim = z.shape[-1]
     cov = torch.cov(z.double().T).reshape(dim, dim) * 2 * math.pi
     return float(log_p.double().median()) + 0.5 * dim + 0.5 * float(torch.linalg.slogdet(cov)[1])
-
-
-def _at(z: Tensor, hill: Laplace) -> Tensor:
-    """Which points (*batch, dim) are at the top of the hill."""
-    return hill.radius2(z) < 0.01 * z.shape[-1]
 
 
 def _conflict(optimum: Optimum, units: Diagonal | Dense, found: int) -> Flag:

@@ -63,7 +63,7 @@ def test_readme_table_is_the_registry() -> None:
     assert table
     yes = {True: "yes", False: "no"}
     rows = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*`.*$", table[1], re.M)]
-    assert rows == [[name, yes[m.needs_gradient], m.promise, yes[m.log_z]] for name, m in METHODS.items() if name != "auto"]
+    assert rows == [[name, yes[m.needs_gradient], m.promise, yes[m.log_z]] for name, m in METHODS.items()]
 
 
 def test_readme_names_real_commands() -> None:

@@ -38,7 +38,7 @@ def test_bad_counts(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("method", [None, bz.MCMC, bz.HMC(), 3])
 def test_what_is_no_method(method: Any) -> None:
-    with pytest.raises(TypeError, match=r"wanted a name \(mcmc, .*\) or a Sampler object"):
+    with pytest.raises(TypeError, match=r"wanted a name \(auto, mcmc, .*\) or a Sampler object"):
         bz.sample(normal(), method)
 
 
@@ -72,12 +72,12 @@ def test_a_budget_below_the_price_of_the_search() -> None:
 # ---- methods ----
 
 
-def test_auto_says_that_it_is_mcmc() -> None:
-    auto, named = (bz.sample(normal(), method, 4_000, seed=0) for method in ("auto", "mcmc"))
-    assert severity(auto, "AUTO_IS_MCMC") == "info" and "AUTO_IS_MCMC" not in codes(named)
-    assert torch.equal(auto.draws.x, named.draws.x) and auto.status == named.status == "ok"
-    assert auto.config["method"] == "mcmc"
-    assert "AUTO_IS_MCMC" in codes(bz.sample(normal(), "auto", 640, seed=0, replicates=2))
+def test_auto_says_what_it_chose() -> None:
+    auto, named = (bz.sample(normal(), method, 4_000, seed=0) for method in ("auto", "mixture-is"))
+    assert severity(auto, "AUTO") == "info" and "AUTO" not in codes(named)
+    assert auto.status == "ok" and auto.config["method"] == "auto" and auto.config["log_z"] is True
+    assert isinstance(auto.sampler.chosen, bz.MixtureIS)  # type: ignore[attr-defined]
+    assert "AUTO" in codes(bz.sample(normal(), "auto", 640, seed=0, replicates=2))
 
 
 def test_a_method_object_is_recorded() -> None:

@@ -111,7 +111,7 @@ def _estimate(lp: Tensor, lq: Tensor, log_r: float, n1: float, group: Tensor | N
     if not float(stderr) > 0:
         return _nothing((flag("NO_ERROR_BAR"),))
     value, half = torch.tensor(log_r, dtype=torch.float64), t_quantile(0.975, df) * stderr
-    method = f"bridge sampling, {chains} chains and {n2:,} draws of the flow, overlap {overlap:.2f}"
+    method = f"bridge sampling, {chains} chains and {n2:,} draws of the proposal, overlap {overlap:.2f}"
     return Estimate(value, stderr, df, torch.stack([value - half, value + half]), stderr.square().expm1().pow(-1), method, (), flags)
 
 

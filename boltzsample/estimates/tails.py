@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 MIN_TAIL = 20
+CALM = 4.0  # largest weight over the mean below which there is no tail to speak of
 SURE = 100  # values from which a tail of k = 1/2 is fitted with k < 0 in 1 of 3,000
 
 
@@ -34,6 +35,13 @@ def khat(values: Tensor, tail: int | None = None) -> Tensor:
     excess = (top[:-1] - top[-1]).flip(0)
     block = max(1, 2**22 // (tail * (30 + math.isqrt(tail))))
     return torch.cat([_pareto_shape(part) for part in excess.split(block, dim=1)])
+
+
+def is_calm(w: Tensor) -> bool:
+    """Whether no weight (S,) is larger than 4 times their mean. k-hat of such weights is the shape of their bulk: it was 1.1 for a
+    proposal of ESS 93% whose density is nowhere below half of the target's. Of p = N(0, 1) and q = N(0, s^2) with true k = 1 - s^2 = .36
+    the largest of 1000 weights is 5 times the mean."""
+    return bool(w.max() <= CALM * w.mean())
 
 
 def ends(values: Tensor) -> Tensor:

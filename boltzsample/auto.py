@@ -1,0 +1,136 @@
+"""auto: explore, fit, and let pilots choose what estimates.
+
+    1. A mixture is fitted to the modes that a tempered exploration and wide climbs found (samplers/mixture_is.py). If fresh draws say
+       that its weights are fit for error bars, it is the method: independent draws, log Z, masses of modes whatever their distance.
+    2. Otherwise, where there is one mode only, chains are tried. If those from dispersed starts agree, they are the method, and the
+       mixture becomes the far end of a bridge to log Z. If they do not agree, weights that bear a look are taken after all.
+    3. Otherwise a flow is trained: by reverse KL where there is one mode, by forward KL on the particles of an SMC run where there are
+       many. Its weighted draws if their weights bear it, chains in its latent space if not.
+
+Without a gradient: SMC by random walks. Whatever was chosen is told in the run's notes, and `result.sampler.chosen` is it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+from boltzsample.draws import Draws
+from boltzsample.estimates.expectation import expectation
+from boltzsample.flags import Status, flag
+from boltzsample.samplers.bridged import BridgedMCMC
+from boltzsample.samplers.flow_is import FlowIS
+from boltzsample.samplers.latent import LatentMCMC
+from boltzsample.samplers.mcmc import MCMC
+from boltzsample.samplers.mixture_is import MixtureIS
+from boltzsample.samplers.refine import Draw, pilot
+from boltzsample.samplers.sampler import Run, Sampler, Verdict
+from boltzsample.target import Target
+
+JUDGED = 4000  # draws of the last pilot
+
+
+class Grade(NamedTuple):
+    """What the weights of a proposal must show: ESS per draw at least, k-hat at most."""
+
+    ess: float
+    khat: float
+
+    def fits(self, judged: Draw) -> bool:
+        return judged.ess >= self.ess and judged.khat <= self.khat
+
+
+QUIET = Grade(0.75, 0.2)  # better than chains even where there is one mode
+GOOD = Grade(0.25, 0.3)  # fit for error bars
+FAIR, POOR = Grade(0.1, 0.45), Grade(0.1, 0.7)  # where chains are no way out: with one mode, among several
+TRIAL = 16  # draws a chain
+
+
+class Choice(NamedTuple):
+    """What auto chose: the fitted sampler, how to make it anew for replicates, and why."""
+
+    sampler: Sampler
+    anew: Sampler
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Auto(Sampler):
+    """The default method: see the module. `fit` fills `chosen`.
+
+    >>> import torch, boltzsample as bz
+    >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 9).square().sum(-1), 0.7 - (x + 9).square().sum(-1)), dim=2)
+    >>> type(bz.sample(two, seed=0).sampler.chosen).__name__
+    'MixtureIS'
+    """
+
+    log_z: ClassVar[bool] = True
+    chosen: Sampler | None = None
+
+    @property
+    def map(self) -> Any:
+        """The units of what was chosen, where it has any: the optimum audit climbs in them."""
+        return getattr(self.chosen, "map", None)
+
+    def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
+        """Choose, on one replicate; several are then fitted anew, each for itself."""
+        alone = run if run.replicates == 1 else replace(run, replicates=1, stream=run.stream.child("auto"), handover={})
+        choice = _choose(target, alone)
+        run.notes.append(flag("AUTO", detail=choice.why))
+        return replace(self, chosen=choice.sampler if run.replicates == 1 else choice.anew.fit(target, run))
+
+    def sample(self, target: Target, n: int, run: Run) -> Draws:
+        """What the chosen method draws. Raises ValueError where nothing is fitted."""
+        return self._fitted.sample(target, n, run)
+
+    def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
+        """The chosen method's own."""
+        return self._fitted.second_look(target, replicates, run)
+
+    @property
+    def _fitted(self) -> Sampler:
+        if self.chosen is None:
+            raise ValueError("auto has chosen nothing yet; leave fit=True")
+        return self.chosen
+
+
+def _choose(target: Target, run: Run) -> Choice:
+    if not run.starts.has_gradient:
+        chains = MCMC()
+        return Choice(chains.fit(target, run), chains, "mcmc by random walks: the density has no gradient")
+    mixture = MixtureIS().fit(target, run)
+    rng = run.stream.child("judge").rng(run.backend.dtype, run.backend.device)
+    judged = pilot(target, mixture.mixtures[0], JUDGED, rng, run)
+    weighted = Choice(mixture, MixtureIS(), f"mixture-is: {_said(judged)} of {judged.proposal.components} components")
+    one = mixture.found[0] <= 1
+    if (QUIET if one else GOOD).fits(judged):
+        return weighted
+    if one and (chains := _agreeing(target, run)) is not None:
+        bridged = BridgedMCMC(mixture.mixtures[0], chains)
+        return Choice(bridged, replace(bridged, mcmc=MCMC()), f"mcmc: one mode, chains agree; the mixture's {_said(judged)}")
+    if (FAIR if one else POOR).fits(judged):
+        return weighted
+    return _with_flow(target, run, mixture, judged)
+
+
+def _agreeing(target: Target, run: Run) -> MCMC | None:
+    """Fitted chains, if a few draws of them from dispersed starts give no reason not to trust them."""
+    fitted = MCMC().fit(target, run)
+    trial = fitted.sample(target, TRIAL * fitted.chains, run)
+    bad = [f for f in (*trial.flags, *expectation(trial.x, trial).flags) if f.status is Status.UNTRUSTED or f.code == "DIVERGENCES"]
+    return None if bad else fitted
+
+
+def _with_flow(target: Target, run: Run, mixture: MixtureIS, judged: Draw) -> Choice:
+    plain = FlowIS()
+    trained = plain.fit(target, run)
+    rng = run.stream.child("judge flow").rng(run.backend.dtype, run.backend.device)
+    seen = pilot(target, trained.flows[0], JUDGED, rng, run)
+    if GOOD.fits(seen):
+        return Choice(trained, plain, f"flow-is: {_said(seen)}; the mixture's {_said(judged)}")
+    latent = LatentMCMC(flow=trained.flows[0])
+    return Choice(latent.fit(target, run), LatentMCMC(), f"latent-mcmc: the flow's {_said(seen)}; the mixture's {_said(judged)}")
+
+
+def _said(judged: Draw) -> str:
+    return f"pilot ESS {judged.ess:.0%}, k-hat {judged.khat:.2f}"

@@ -1,0 +1,159 @@
+"""mixture-is: find the modes, run chains in every one of them, fit a mixture, weigh its draws.
+
+    explore   a small SMC up from the wide base, climbs from its particles, from the wide base and from the points the search reached:
+              the optima they end at are the modes (modes.py)
+    fit       local chains in every mode at once, a Gaussian for each from draws and scores (local.py)
+    improve   a few rounds of adaptive importance sampling, in which components are born where the mixture is thin (refine.py)
+    weigh     fresh draws of the frozen mixture, log w = log p - log q: self-normalized means, log Z = log mean w
+
+Masses of modes come from the weights, never from how many chains or particles were where: those are only starts (RECIPES.md, advice 3
+and 10). Every mode keeps a share of the draws, however small it is, so that ratios of masses can be read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from boltzsample.ascent import ascend
+from boltzsample.draws import Draws
+from boltzsample.errors import NoGradient
+from boltzsample.flags import flag
+from boltzsample.laplace import Laplace
+from boltzsample.maps import Dense, Diagonal
+from boltzsample.mixture import DefensiveMixture
+from boltzsample.samplers.annealing import Cloud, Shape, adapt, annealing_kernel
+from boltzsample.samplers.local import gaussians, local_chains
+from boltzsample.samplers.modes import optima
+from boltzsample.samplers.refine import Draw, floored, pilot, refine
+from boltzsample.samplers.sampler import Run, Sampler
+from boltzsample.samplers.warm_up import account
+from boltzsample.samplers.with_flow import affordable, weighted
+from boltzsample.target import Target
+from boltzsample.views import Pullback
+
+CLIMBS = 384
+ROUNDS = 80
+MOST_MODES = 64
+PILOT = 1000
+MOST_DRAWS = 5  # for one asked for
+POOL = 1024
+EXPLORING = 0.7  # conditional ESS of the exploring ladder
+NEGLIGIBLE = 30.0  # nats of Laplace mass below the largest
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureIS(Sampler):
+    """Weighted draws of a mixture fitted to the modes that were found. modes: the most that are fitted. `fit` fills `mixtures`,
+    `pilots` and `found` (how many optima there were), one a replicate.
+
+    >>> import boltzsample as bz
+    >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 9).square().sum(-1), 0.7 - (x + 9).square().sum(-1)), dim=2)
+    >>> result = bz.sample(two, bz.MixtureIS(), seed=0)
+    >>> result.probability(lambda x: x[..., 0] > 0)               # 1 / (1 + e^.7) = .332
+    0.3... +- 0.0... (95%, ok)
+    """
+
+    log_z: ClassVar[bool] = True
+    modes: int = MOST_MODES
+    mixtures: tuple[DefensiveMixture, ...] = ()
+    pilots: tuple[Draw, ...] = ()
+    found: tuple[int, ...] = ()
+
+    def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
+        """A mixture for each replicate, one after another. Raises NoGradient."""
+        if not run.starts.has_gradient:
+            raise NoGradient("mixture-is climbs to the modes by the gradient, and this density has none; use smc or mcmc")
+        found = [self._fitted(target, replace(run, stream=run.stream.child("mixture", r))) for r in range(run.replicates)]
+        units = run.starts.first_map(run.backend, target.dim)
+        pilots, modes = zip(*found, strict=True)
+        return replace(self, mixtures=tuple(d.proposal.pushed(units) for d in pilots), pilots=pilots, found=modes)
+
+    def sample(self, target: Target, n: int, run: Run) -> Draws:
+        """Independent weighted draws, so many that n of them are effective by the pilot, up to five times n.
+
+        Raises ValueError where nothing is fitted.
+        """
+        if len(self.mixtures) not in (1, run.replicates) or not self.mixtures:
+            raise ValueError(f"this sampler has {len(self.mixtures)} mixtures for {run.replicates} replicates; leave fit=True")
+        n, flags = affordable(self._enough(n), None, run)
+        parts = []
+        with run.progress.phase("sampling", run.replicates) as bar:
+            for r in range(run.replicates):
+                q = self.mixtures[r % len(self.mixtures)]
+                x, log_p, log_w, more = weighted(target, q, n, run.stream.child("mixture-is", r), run)
+                flags += more
+                parts.append((x, log_p, log_w))
+                bar.update(1, evaluations=run.ledger.total)
+        least = min(len(x) for x, _, _ in parts)
+        x, log_p, log_w = (torch.cat([t[:least] for t in part]) for part in zip(*parts, strict=True))
+        return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=tuple(dict.fromkeys(flags)), scope="given this proposal")
+
+    def _enough(self, n: int) -> int:
+        least = min((d.ess for d in self.pilots), default=1.0)
+        return math.ceil(n / max(least, 1 / MOST_DRAWS))
+
+    def _fitted(self, target: Target, run: Run) -> tuple[Draw, int]:
+        """A mixture in the units of the starts, by its last pilot, and how many optima there were."""
+        units = run.starts.first_map(run.backend, target.dim)
+        view, pool = Pullback(target, units), units.pull(explored(target, run))
+        hills, member, more = _modes(view, units, pool, self.modes, run)
+        if more:
+            run.notes.append(flag("MANY_MODES", value=len(hills), threshold=self.modes))
+        local = local_chains(view, hills, pool, member, run)
+        rng, k = run.stream.child("pilot").rng(run.backend.dtype, run.backend.device), len(local.z)
+        equal = torch.full((k,), -math.log(k), dtype=torch.float64, device=pool.device)
+        tried = [pilot(view, DefensiveMixture(equal, m, L), max(PILOT, 50 * k), rng, run) for m, L in gaussians(local).values()]
+        best = max(tried, key=lambda d: d.score)
+        first = pilot(view, _weighed(best), len(best.z), rng, run)
+        return refine(view, max(first, best, key=lambda d: d.score), k, run.stream.child("refine"), run), len(hills)
+
+
+def explored(target: Target, run: Run) -> Tensor:
+    """Points (n, dim) where the target has mass: the particles of a small SMC up from the wide base, and some of the points from which that
+    base was made. Entered in the ledger under "exploration"."""
+    reached = run.starts.given if run.starts.reached is None else run.starts.reached
+    assert reached is not None
+    some = reached[torch.linspace(0, len(reached) - 1, min(len(reached), POOL // 8), device=reached.device).long()]
+    if run.starts.base is None:
+        return some
+    backend, stream = replace(run.backend, compile=False), run.stream.child("exploration")
+    cloud = Cloud.start(target, run.starts.base, annealing_kernel(4, True), 2, Shape(1, 1, POOL), backend, stream)
+    with run.progress.phase("exploration", 1):
+        ladder = adapt(cloud, EXPLORING, run.must_stop)
+    account(run, "exploration", cloud.chains)
+    return some if ladder is None else torch.cat([cloud.chains.x[0], some])
+
+
+def _weighed(first: Draw) -> DefensiveMixture:
+    """The same components with the shares that the weights say."""
+    if not bool(first.log_w.max().isfinite()):
+        return first.proposal
+    mass = (first.proposal.responsibilities(first.z) * torch.softmax(first.log_w, 0)[:, None]).sum(0)
+    return floored(first.proposal.reshared(mass.clamp(min=1e-12)), first.proposal.components)
+
+
+def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run: Run) -> tuple[list[Laplace], Tensor, bool]:
+    """The optima, up to `most`, that climbs from the pool (n, dim), the wide base and the user's modes end at; the one that each point of
+    the pool belongs to (n,), -1 for those that did not climb; whether there are more."""
+    base, rng = run.starts.base, run.stream.child("climbs").rng(run.backend.dtype, run.backend.device)
+    chosen = torch.linspace(0, len(pool) - 1, min(len(pool), CLIMBS // 2), device=pool.device).long()
+    parts = [pool[chosen]] + ([] if base is None else [units.pull(base.sample(rng, CLIMBS - len(chosen)))])
+    if run.starts.modes is not None:
+        parts.append(units.pull(run.starts.modes))
+    z = torch.cat(parts)
+    with run.progress.phase("climbs", 1):
+        climbs = ascend(view, z, reach=(0.1 * z.norm(dim=-1)).clamp(min=1.0), rounds=ROUNDS)
+        seen = optima(view, climbs, most)
+    run.ledger.add("climbs", (0, climbs.rows + seen.rows))
+    top = max((hill.log_mass for hill in seen.hills), default=0.0)
+    kept = [k for k, hill in enumerate(seen.hills) if hill.log_mass > top - NEGLIGIBLE]
+    number = torch.full((len(seen.hills) + 1,), -1, device=pool.device)
+    number[kept] = torch.arange(len(kept), device=pool.device)
+    member = torch.full((len(pool),), -1, device=pool.device)
+    member[chosen] = number[seen.reached[: len(chosen)]]
+    return [seen.hills[k] for k in kept], member, seen.more

@@ -1,0 +1,52 @@
+"""Modes found: where climbs end, each optimum once, as Laplace's approximation of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from boltzsample.ascent import Ascent
+from boltzsample.laplace import Laplace, laplace
+from boltzsample.target import Target
+
+SAME = 0.01  # (x - x*)^T H (x - x*) / dim of climbs that ended at the same optimum
+NEAR = 0.05  # distance / sqrt(dim) of points that are no optimum, and need not be asked one by one
+
+
+class Optima(NamedTuple):
+    """Distinct optima, the best first; each climb's optimum (n,), -1 for none; whether some were left uncounted; the rows spent."""
+
+    hills: list[Laplace]
+    reached: Tensor
+    more: bool
+    rows: int
+
+
+def optima(target: Target, climbs: Ascent, most: int) -> Optima:
+    """The distinct optima that converged climbs ended at, at most `most`. The target's coordinates are near to unit scale.
+
+    Price: two gradients for each dimension and candidate.
+    """
+    left, reached = climbs.converged.clone(), torch.full((len(climbs.x),), -1, device=climbs.x.device)
+    hills: list[Laplace] = []
+    unit, rows, asked = torch.ones_like(climbs.x[0]), 0, 0
+    while bool(left.any()) and len(hills) < most and asked < 2 * most:
+        best = torch.where(left, climbs.log_p, -torch.inf).argmax()
+        hill, spent = laplace(target, climbs.x[best], climbs.log_p[best], unit)
+        rows, asked = rows + spent, asked + 1
+        near = (climbs.x - climbs.x[best]).norm(dim=-1) < NEAR * climbs.x.shape[-1] ** 0.5
+        same = left & (near | at(climbs.x, hill) if hill.proper else near)
+        same[best] = True
+        if hill.proper:
+            known = [i for i, other in enumerate(hills) if bool(at(hill.x, other))]
+            reached[same] = known[0] if known else len(hills)
+            hills += [] if known else [hill]
+        left &= ~same
+    return Optima(hills, reached, bool(left.any()), rows)
+
+
+def at(x: Tensor, hill: Laplace) -> Tensor:
+    """Which points (*batch, dim) are at the top of the hill."""
+    return hill.radius2(x) < SAME * x.shape[-1]

@@ -1,0 +1,172 @@
+"""Defensive mixtures, the Gaussians fitted to local chains, and the rounds that improve them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import boltzsample as bz
+from boltzsample.ascent import ascend
+from boltzsample.maps import Dense, Diagonal
+from boltzsample.mixture import DefensiveMixture, fit_em
+from boltzsample.samplers.local import Local, gaussians
+from boltzsample.samplers.modes import optima
+from boltzsample.streams import Stream
+from targets import problem
+from tests.counted import Counted
+from tests.small import codes
+
+F64 = torch.float64
+
+
+def three(dim: int = 2) -> DefensiveMixture:
+    """Three components of unlike shares, places and shapes."""
+    g = torch.Generator().manual_seed(3)
+    m, A = 3 * torch.randn(3, dim, generator=g, dtype=F64), torch.randn(3, dim, dim, generator=g, dtype=F64)
+    L = torch.linalg.cholesky(A @ A.mT + 0.3 * torch.eye(dim, dtype=F64))
+    return DefensiveMixture(torch.tensor([0.5, 0.3, 0.2], dtype=F64).log(), m, L)
+
+
+def test_normalized() -> None:
+    """The sum over a grid that holds all but 1e-4 of the mass."""
+    x = torch.linspace(-80, 80, 3001, dtype=F64)
+    grid = torch.stack(torch.meshgrid(x, x, indexing="ij"), -1).reshape(-1, 2)
+    assert abs(float(three().log_prob(grid).exp().sum()) * float(x[1] - x[0]) ** 2 - 1) < 1e-3
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7])
+def test_draws_have_the_density(dim: int) -> None:
+    """E_q[N / q] = 1 for a normal N that lies inside, within 5 standard errors (false failure 6e-7); and not for another q."""
+    q = three(dim)
+    x, log_q, _ = q.sample_and_log_prob(40_000, Stream(0).rng())
+    law = torch.distributions.MultivariateNormal(q.m[0], scale_tril=q.L[0])
+    w = (law.log_prob(x) - log_q).exp()
+    assert abs(w.mean() - 1) < 5 * w.std() / 200 < 0.1
+    shifted = (law.log_prob(x) - q.log_prob(x + 1)).exp()
+    assert abs(shifted.mean() - 1) > 5 * shifted.std() / 200
+
+
+def test_components_are_drawn_by_share() -> None:
+    """Chi-square of the components of 20,000 draws, parted by responsibility, far apart: p > 1e-6."""
+    far = DefensiveMixture(three().log_share, 1000.0 * torch.eye(3, dtype=F64)[:, :2], torch.eye(2, dtype=F64).expand(3, 2, 2))
+    x = far.sample(Stream(1).rng(), 20_000)
+    near = ((x[:, None] - far.m).norm(dim=-1) < 50).double()
+    count = near[near.sum(1) == 1].sum(0)  # the overall part's draws are elsewhere
+    assert count.sum() > 0.9 * len(x)
+    assert stats.chisquare(count, far.log_share.exp() * count.sum()).pvalue > 1e-6
+
+
+def test_pushed_is_the_density_of_the_image() -> None:
+    q, x = three(), three().sample(Stream(2).rng(), 50)
+    g = torch.Generator().manual_seed(5)
+    L = torch.tril(torch.randn(2, 2, generator=g, dtype=F64)) + 2 * torch.eye(2, dtype=F64)
+    for map in (Dense(torch.ones(2, dtype=F64), L), Diagonal(torch.ones(2, dtype=F64), torch.tensor([0.5, 3.0], dtype=F64))):
+        y, log_det = map.push(x)
+        torch.testing.assert_close(q.pushed(map).log_prob(y), q.log_prob(x) - log_det, rtol=0, atol=1e-9)
+
+
+def test_responsibilities_are_shares_of_the_density() -> None:
+    q, x = three(9), three(9).sample(Stream(2).rng(), 200)
+    torch.testing.assert_close(q.responsibilities(x).sum(1), torch.ones(200, dtype=F64))  # no overall part above eight dimensions
+    assert (three().responsibilities(100 + three().sample(Stream(2).rng(), 20)).sum(1) < 0.9).all()
+
+
+def test_em_raises_the_likelihood_and_finds_the_components() -> None:
+    truth = three()
+    x = truth.sample(Stream(4).rng(), 20_000)
+    w = torch.full((len(x),), 1 / len(x), dtype=F64)
+    start = DefensiveMixture(torch.full((3,), 1 / 3, dtype=F64).log(), truth.m + 1, 2 * torch.eye(2, dtype=F64).expand(3, 2, 2))
+    once, often = fit_em(start, x, w, 1), fit_em(start, x, w, 30)
+    a, b, c, best = (float(q.log_prob(x).mean()) for q in (start, once, often, truth))
+    assert a < c and best - 0.12 < c
+
+
+def test_em_leaves_alone_what_has_no_draws() -> None:
+    q = DefensiveMixture(
+        torch.tensor([0.5, 0.5], dtype=F64).log(),
+        torch.tensor([[0.0, 0.0], [1e3, 0.0]], dtype=F64),
+        torch.eye(2, dtype=F64).expand(2, 2, 2),
+    )
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    fitted = fit_em(q, x, torch.full((500,), 1 / 500, dtype=F64))
+    assert bool((fitted.m[1] == q.m[1]).all()) and bool((fitted.L[1] == q.L[1]).all())
+
+
+def gaussian_chain(dim: int, n: int, seed: int) -> tuple[Local, Tensor, Tensor]:
+    """n exact draws of a Gaussian with condition number 1e4, with scores; its mean and covariance."""
+    g = torch.Generator().manual_seed(seed)
+    Q, _ = torch.linalg.qr(torch.randn(dim, dim, generator=g, dtype=F64))
+    S = Q @ torch.diag(torch.logspace(-2, 2, dim, dtype=F64)) @ Q.T
+    m = torch.randn(dim, generator=g, dtype=F64)
+    x = m + torch.randn(n, dim, generator=g, dtype=F64) @ torch.linalg.cholesky(S).T
+    score = -torch.linalg.solve(S, (x - m).T).T
+    one = Diagonal(torch.zeros(1, 1, dim, dtype=F64), torch.ones(1, 1, dim, dtype=F64))
+    return Local(x[None], score[None], one), m, S
+
+
+def test_regression_of_the_score_is_exact_on_a_gaussian() -> None:
+    """30 dimensions from 40 draws: to rounding, where the covariance of the draws is wrong by half."""
+    local, m, S = gaussian_chain(30, 40, 0)
+    fits = gaussians(local)
+    for name in ("regression", "geometric"):
+        mean, L = fits[name]
+        torch.testing.assert_close(mean[0], m, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(L[0] @ L[0].T, S, rtol=1e-5, atol=1e-5)
+    L = fits["covariance"][1][0]
+    assert (torch.linalg.solve(S, L @ L.T) - torch.eye(30, dtype=F64)).abs().max() > 0.5
+
+
+def test_gaussians_come_back_through_the_chains_map() -> None:
+    local, m, S = gaussian_chain(4, 60, 1)
+    A = torch.tril(torch.randn(4, 4, generator=torch.Generator().manual_seed(2), dtype=F64)) + 3 * torch.eye(4, dtype=F64)
+    map = Dense(torch.ones(1, 1, 4, dtype=F64), A[None])
+    inside = Local(map.pull(local.z), local.score @ A, map)
+    mean, L = gaussians(inside)["regression"]
+    torch.testing.assert_close(mean[0], m)
+    torch.testing.assert_close(L[0] @ L[0].T, S)
+
+
+def test_optima_are_found_once() -> None:
+    p = problem("eight-gaussians")
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=F64) * 12
+    counted = Counted(p.target)
+    climbs = ascend(counted, x, reach=1.0, rounds=80)
+    seen = optima(counted, climbs, 64)
+    assert len(seen.hills) == 8 and not seen.more and set(seen.reached.tolist()) == set(range(8))
+    assert counted.total == climbs.rows + seen.rows
+    assert len(optima(p.target, climbs, 3).hills) == 3 and optima(p.target, climbs, 3).more
+
+
+def test_a_ratio_of_masses_of_unlike_modes() -> None:
+    """e^-7 of the mass sits in the smaller of two far modes: within 4.5 errors of 10% or less."""
+    lopsided = bz.from_log_prob(lambda x: torch.logaddexp(-0.5 * (x - 9).square().sum(-1), -7 - 0.5 * (x + 9).square().sum(-1)), dim=8)
+    r = bz.sample(lopsided, "mixture-is", n=8_000, seed=0)
+    p, truth = r.probability(lambda x: x[..., 0] < 0), 1 / (1 + math.exp(7))
+    assert abs(float(p.value) - truth) < 4.5 * float(p.stderr) < 0.45 * truth
+    assert r.status == "ok"
+
+
+def test_curved_and_heavy_problems_are_fitted_by_births() -> None:
+    for name, least in (("banana", 0.5), ("student-t5-d10", 0.7), ("many-well-d6", 0.6)):
+        fitted = bz.sample(problem(name).target, "mixture-is", n=1_000, seed=0, witness=False).sampler
+        assert isinstance(fitted, bz.MixtureIS) and fitted.pilots[0].ess > least, name
+
+
+def test_more_modes_than_are_fitted_are_told() -> None:
+    few = bz.MixtureIS(modes=3)
+    r = bz.sample(problem("eight-gaussians").target, few, n=500, seed=0)
+    assert "MANY_MODES" in codes(r) and r.status != "ok"
+    assert "MANY_MODES" not in codes(bz.sample(problem("eight-gaussians").target, "mixture-is", n=500, seed=0))
+
+
+def test_a_fitted_mixture_is_used_as_it_is() -> None:
+    target = problem("two-modes-far").target
+    first = bz.sample(target, "mixture-is", n=500, seed=0)
+    again = bz.sample(target, first.sampler, n=500, seed=1, fit=False, replicates=4)
+    assert again.sampler is first.sampler and again.draws.scope == "given this proposal" and "local chains" not in again.draws.ledger
+    with pytest.raises(ValueError, match="fit=True"):
+        bz.sample(target, bz.MixtureIS(), n=500, seed=0, fit=False)
