@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
 INDEPENDENT, ANNEALING, FLOWS = "tests/test_independent.py", "tests/test_annealing.py", "tests/test_flow_samplers.py"
 KERNELS, VIEWS, COURT, BARS = "tests/test_kernels.py", "tests/test_views.py", "tests/test_court.py", "tests/test_expectation.py"
-REPLICATES, WEIGHTED = "tests/test_replicates.py", "tests/test_estimates_weighted.py"
+REPLICATES, WEIGHTED, METHODS = "tests/test_replicates.py", "tests/test_estimates_weighted.py", "tests/test_methods.py"
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("weights: the base is N(0, I) when it is not", "flows/base.py", "return torch.logaddexp(narrow, wide)", "return narrow", ("tests/test_flows.py",)),
     Mutant("weights: no Jacobian of the flow", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()), z", ("tests/test_flows.py",)),
     Mutant("weights: no Jacobian of the whitening", "flows/flow.py", "return x, log_det + more", "return x, log_det", ("tests/test_flows.py",)),
-    Mutant("latent-mcmc: log_prob left in z", "samplers/latent.py", "log_prob=chains.log_prob - log_det", "log_prob=chains.log_prob", (FLOWS,)),
-    Mutant("bridge: chains counted as independent draws", "estimates/bridge.py", "of_p, units = f2.mean(1).var() / (chains * f2.mean().square()), chains", "of_p, units = f2.var() / (f2.numel() * f2.mean().square()), chains", (FLOWS,)),
+    Mutant("latent-mcmc: log_prob left in z", "samplers/latent.py", "log_prob=chains.log_prob - log_det", "log_prob=chains.log_prob", (f"{METHODS}::test_right_counted_and_repeatable[latent-mcmc]",)),
+    Mutant("bridge: chains counted as independent draws", "estimates/bridge.py", "of_p, units = f2.mean(1).var() / (chains * f2.mean().square()), chains", "of_p, units = f2.var() / (f2.numel() * f2.mean().square()), chains", ("tests/test_bridge.py",)),
     Mutant("witness: the method's own look not heard", "run.py", "return [together(audit, own) for audit, own in zip(audits, looks, strict=True)]", "return audits", (FLOWS,)),
     Mutant("weights: the sign of the log-determinant", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()) + log_det.double(), z", ("tests/test_flows.py",)),
     Mutant("weights: a noisy log-determinant let in", "samplers/with_flow.py", 'if any(getattr(part, "probes", 0) for part', 'if any(False for part', (FLOWS,)),

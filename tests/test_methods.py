@@ -38,6 +38,7 @@ def test_right_counted_and_repeatable(name: str) -> None:
         assert ((e.value - truth) / e.stderr).abs().max() < 4.5
     assert r.config["method"] == name == name_of(r.sampler) and r.labels[0] == "x[0]"
     assert r.draws.x.shape[:2].numel() >= 800
+    torch.testing.assert_close(r.draws.log_prob, target().log_prob(r.draws.x), rtol=1e-9, atol=1e-9)  # of x, not of some z
 
 
 @ALL
