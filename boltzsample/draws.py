@@ -23,7 +23,9 @@ class Draws:
     `log_prob` (units, draws) belongs to x in the space of x. `log_weight` (units, draws) or None: equal weights, no Z.
     `starts` (units, dim) is where each unit began, `group` (units,) numbers the distinct starts (superchains).
     `moves` (units,) counts accepted moves; `bad_x` (k, dim) keeps points where log_prob was NaN. `evidence`: log Z of each
-    replicate, where it comes from elsewhere than the weights (bridge sampling).
+    replicate, where it comes from elsewhere than the weights (bridge sampling). Of ensembles, `variance` (units,) is each one's own
+    estimate of the relative variance of its Zhat, and `shift` (units, k) how far the means of a few functionals moved under moves
+    that leave the target invariant.
     """
 
     x: Tensor
@@ -42,6 +44,8 @@ class Draws:
     seconds: dict[str, float] = field(default_factory=dict)
     acceptance: float | None = None
     evidence: tuple[Estimate, ...] = ()
+    variance: Tensor | None = None
+    shift: Tensor | None = None
 
     @staticmethod
     def from_arrays(x: Any, log_prob: Any = None, log_weight: Any = None) -> Draws:

@@ -52,6 +52,7 @@ KINDS: dict[str, Kind] = {
     "STUCK_CHAIN": Kind("untrusted", "some chains never moved", "look at the density near result.draws.x of the stuck chains; try a smaller step or other starts"),
     "SAME_STARTS": Kind("caution", "all chains started from the same point, so no start could disagree", "leave starts=None (wide source) or pass dispersed starts"),
     "FEW_SWITCHES": Kind("untrusted", "chains hardly ever switch between the event and its complement, so this weight repeats the starts", "read probabilities inside one mode only; local moves cannot weigh far modes"),
+    "FEW_ROUND_TRIPS": Kind("untrusted", "hardly any point travelled from the base to the target, so the weights of far modes may repeat the starts", "increase n or thin, or use more temperatures"),
     "DIVERGENCES": Kind("caution", "trajectories diverged: a region of high curvature is under-visited", "reparametrize (for a funnel, x = exp(v / 2) z), or read quantiles away from it only"),
     "DRIFT": Kind("untrusted", "the first and second half of the chains differ: not stationary", "increase warmup or n"),
     "START_MEMORY": Kind("untrusted", "chain means still depend on where the chains started", "increase warmup or n"),
@@ -69,6 +70,8 @@ KINDS: dict[str, Kind] = {
     "KHAT_W": Kind("caution", "the weights have a heavy tail: a few unseen draws could change the result", "use a wider proposal (defensive mixture), or more draws"),
     "KHAT_F": Kind("caution", "weight times f has a heavy tail", "use a proposal wider where f is large, or ask for a bounded function"),
     "CONCENTRATION": Kind("caution", "a single draw carries much of the error bar", "increase n, or use a wider proposal"),
+    "FEW_ANCESTORS": Kind("untrusted", "nearly all particles descend from a few of the first ones", "use more particles, or a base closer to the target"),
+    "UNSETTLED": Kind("untrusted", "more moves at the last level change averages that they should leave alone: the particles lag behind the ladder", "raise moves= and cess=, or use a method with a flow (flow-is, latent-mcmc)"),
     "BAD_WEIGHTS": Kind("untrusted", "all weights are zero, or some are NaN or infinite", "check log_weight and the overlap of proposal and target"),
     "NO_OVERLAP": Kind("untrusted", "target and proposal hardly overlap, so the bridge between them bears nothing", "train the flow longer"),
     "OUT_OF_RANGE": Kind("caution", "draws lie outside the interval on which the flow's splines act, where it cannot shape a tail", "put a scale layer before the splines, or use an affine flow"),
@@ -78,12 +81,13 @@ KINDS: dict[str, Kind] = {
     "SINGLE_WITNESS": Kind("caution", "no second, independent look confirmed that no mode is missing", "leave witness=True, or pass modes="),
     "WITNESS_CONFLICT": Kind("untrusted", "a second, independent look found mass that the draws miss", "add the reported points to starts=; weights of far modes stay unknown to local moves"),
     "SE_MISCALIBRATED": Kind("caution", "replicates disagree by more than their own error bars; the spread of the replicates is used", "run longer"),
+    "MANY_MODES": Kind("caution", "more modes were found than were fitted", "a method that needs no list of modes: smc, or a flow trained on its draws"),
     # run
     "INTERRUPTED": Kind("untrusted", "the run was interrupted; what was drawn until then is returned", "run it again"),
     "STOPPED_EARLY": Kind("caution", "the budget ended before n draws were made", "raise budget="),
     "OOM_SPLIT": Kind("info", "memory ran out, so chains were run in smaller groups (same noise, same law)", "nothing"),
     "REPLICATE_FAILED": Kind("untrusted", "a replicate failed", "see result.replicates"),
-    "AUTO_IS_MCMC": Kind("info", 'method="auto" runs mcmc in this version', "name a method to choose it yourself"),
+    "AUTO": Kind("info", "the method that auto chose", "name a method to choose it yourself"),
 }
 
 

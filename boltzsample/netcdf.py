@@ -30,6 +30,8 @@ DIMS = {  # the tensors of Draws
     "starts": ("chain", "dim"),
     "group": ("chain",),
     "moves": ("chain",),
+    "variance": ("chain",),
+    "shift": ("chain", "functional"),
     "bad_x": ("point", "dim"),
 }
 

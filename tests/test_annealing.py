@@ -10,7 +10,7 @@ from torch import Tensor
 
 import boltzsample as bz
 from boltzsample.flows.base import Normal
-from boltzsample.samplers.annealing import FrozenSMC
+from boltzsample.samplers.frozen_smc import FrozenSMC
 from boltzsample.streams import Stream
 from tests.counted import Counted
 

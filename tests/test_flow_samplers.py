@@ -22,7 +22,7 @@ from boltzsample.flows.families import make_flow
 from boltzsample.flows.train import Training
 from boltzsample.kernels import HMC, LocalThenIndependent
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.samplers.annealing import Annealed
+from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.flow_is import against
 from boltzsample.samplers.sampler import Verdict
 from boltzsample.streams import Stream
@@ -221,7 +221,7 @@ def test_bridge_without_overlap_is_untrusted() -> None:
 def test_against() -> None:
     estimate = bz.importance(TARGET, torch.distributions.MultivariateNormal(MEAN, 2.0 * A @ A.T), n=2000, seed=0, witness=False).log_z()
     value = float(estimate.value)
-    good = Annealed(torch.zeros(1), value + 0.01, 1e-3, 500, 0, 0)
+    good = Annealed(torch.zeros(1), value + 0.01, 1e-3, 500, 0)
     assert against(estimate, good).sees is not None and not against(estimate, good).flags
     assert codes(against(estimate, replace(good, log_z=value - 1))) == {"WITNESS_CONFLICT"}
     assert not against(estimate, replace(good, eves=3, log_z=value - 1)).looked

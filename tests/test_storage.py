@@ -62,6 +62,7 @@ def full() -> Draws:
         witnesses=("somebody",), scope="end to end", ledger={"a": (1, 2), "b": (3, 4)}, seconds={"a": 0.1}, acceptance=0.75,
     )  # fmt: skip
     more = {"ancestor": torch.arange(32 * 12).reshape(32, 12), "log_z": torch.rand(32).double(), "bad_x": torch.full((2, 3), torch.nan)}
+    more |= {"variance": torch.rand(32).double(), "shift": torch.rand(32, 4).double()}
     return replace(d, **more)
 
 

@@ -50,7 +50,7 @@ def log_z(draws: Draws) -> Estimate:
     if w is None:
         return _none("none", (*draws.flags, flag("BAD_WEIGHTS")), draws.witnesses)
     log_w = draws.log_weight.detach().to("cpu", torch.float64)
-    flags = weight_flags(w)
+    flags = weight_flags(w, draws)
     return _from_means(log_w.logsumexp(1) - math.log(log_w.shape[1]), draws, flags)
 
 

@@ -80,7 +80,7 @@ def _indicator_bar(below: Columns, draws: Draws) -> tuple[Bar, Tensor, Tensor, t
         return Bar(nan, nan, nan, nan, "none"), nan, nan, (flag("BAD_WEIGHTS"),)
     mean, bar, _ = weighted_bar(below.z, w)
     ess = (w.share[..., None] * (below.z - mean).square()).sum((0, 1)) / bar.stderr.square()
-    return bar, ess, korn_graubard(ess, bar.df, m * n), bar.flags + weight_flags(w)
+    return bar, ess, korn_graubard(ess, bar.df, m * n), bar.flags + weight_flags(w, draws)
 
 
 def _of_indicator(flags: tuple[Flag, ...]) -> tuple[Flag, ...]:

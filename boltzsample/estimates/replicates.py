@@ -28,7 +28,7 @@ from boltzsample.estimates.columns import holm, located, on_cpu, unlocated
 from boltzsample.estimates.intervals import t_interval
 from boltzsample.flags import Flag, Severity
 
-CHANCE = frozenset({"RHAT", "NESTED_RHAT", "DRIFT", "START_MEMORY", "TAIL_ESS_LOW"})
+CHANCE = frozenset({"RHAT", "NESTED_RHAT", "DRIFT", "START_MEMORY", "TAIL_ESS_LOW", "UNSETTLED"})
 NOISY = frozenset({"HEAVY_F"})
 CURED = frozenset(
     {"ESS_LOW", "RARE_EVENT", "NO_ERROR_BAR", "BARS_DISAGREE", "TAU_UNRESOLVED", "TAU_FLOORED", "FEW_UNITS", "SE_MISCALIBRATED"}

@@ -24,8 +24,9 @@ from boltzsample.estimates.assembly import finish, in_units, no_mean, probabilit
 from boltzsample.estimates.chains import Bar
 from boltzsample.estimates.columns import Columns, columns, located
 from boltzsample.estimates.diagnostics import FEW_VALUES, value_checks
-from boltzsample.estimates.intervals import t_interval
-from boltzsample.estimates.tails import ends, khat
+from boltzsample.estimates.ensembles import ensemble_flags, one_weight_each
+from boltzsample.estimates.intervals import t_interval, t_quantile
+from boltzsample.estimates.tails import ends, is_calm, khat
 from boltzsample.flags import Flag, flag
 
 
@@ -72,10 +73,10 @@ def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
         return _no_weights(columns(y, draws), draws)
     f = columns(usable(y, draws), draws)
     mean, bar, g = weighted_bar(f.z, w)
-    flags = bar.flags + value_checks(f) + dead_values(y, draws) + weight_flags(w) + function_flags(f, g, w)
-    ess = (w.share[..., None] * (f.z - mean).square()).sum((0, 1)) / bar.stderr.square()
+    flags = bar.flags + value_checks(f) + dead_values(y, draws) + weight_flags(w, draws) + function_flags(f, g, w)
+    ess = _effective(f.z, mean, bar, w)
     if bool(f.binary.any()):
-        p, n_eff = (f.centre + f.back(mean)).clamp(0, 1), ess.nan_to_num(nan=w.ess).clamp(max=w.ess)
+        p, n_eff = (f.centre + f.back(mean)).clamp(0, 1), torch.where(f.constant, _ess_of_x(draws, w), ess).clamp(max=w.ess)
         bar, rare = probability_interval(f, p, bar, n_eff, n_eff * torch.minimum(p, 1 - p), always=False)
         flags += rare
     bar, more = refuse(f, bar, flags)
@@ -83,6 +84,21 @@ def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
     shifted = bar._replace(lower=bar.lower + mean, upper=bar.upper + mean)
     value = torch.where(lost, torch.full_like(mean, math.nan), f.centre + f.back(mean))
     return finish(f, value, in_units(f, shifted), ess, flags + more, draws)
+
+
+def _effective(z: Tensor, mean: Tensor, bar: Bar, w: Weights) -> Tensor:
+    """Weighted variance over squared stderr (k,)."""
+    return (w.share[..., None] * (z - mean).square()).sum((0, 1)) / bar.stderr.square()
+
+
+def _ess_of_x(draws: Draws, w: Weights) -> float:
+    """The smallest ESS of a coordinate: what an event that never happened is judged by. Independent draws: that of the weights."""
+    if w.share.shape[1] == 1:
+        return w.ess
+    f = columns(draws.x, draws)
+    mean, bar, _ = weighted_bar(f.z, w)
+    ess = _effective(f.z, mean, bar, w)
+    return min(float(ess[~ess.isnan()].min()), w.ess) if bool((~ess.isnan()).any()) else float(len(w.unit))
 
 
 def weighted_bar(z: Tensor, w: Weights) -> tuple[Tensor, Bar, Tensor]:
@@ -101,11 +117,15 @@ def weighted_bar(z: Tensor, w: Weights) -> tuple[Tensor, Bar, Tensor]:
     return mean - bias, Bar(stderr, df, *t_interval(stderr, df), kind, flags), g
 
 
-def weight_flags(w: Weights) -> tuple[Flag, ...]:
-    """KHAT_W, CONCENTRATION of a single weight, ESS_LOW: what the weights say whatever f is."""
-    s = w.share.numel()
-    k = float(_khat(w.share.reshape(-1, 1)))
-    limit, strict = min(1 - 1 / math.log10(max(s, 11)), 0.7), 0.6 if w.ess / s >= 0.95 else 0.4
+def weight_flags(w: Weights, draws: Draws) -> tuple[Flag, ...]:
+    """KHAT_W, CONCENTRATION of a single weight, ESS_LOW: what the weights say whatever f is; of ensembles, what these say, too.
+
+    Weights that are constant within units are as many as there are units: copies have no tail.
+    """
+    free = w.unit if one_weight_each(w.share) else w.share.flatten()
+    s, ess = len(free), w.unit_ess if one_weight_each(w.share) else w.ess
+    k = -math.inf if is_calm(free) else float(_khat(free[:, None]))
+    limit, strict = min(1 - 1 / math.log10(max(s, 11)), 0.7), 0.6 if ess / s >= 0.95 else 0.4
     flags: tuple[Flag, ...] = ()
     if k > limit:
         flags += (flag("KHAT_W", value=k, threshold=limit, severity="untrusted"),)
@@ -117,7 +137,7 @@ def weight_flags(w: Weights) -> tuple[Flag, ...]:
     largest = float(w.unit.max())
     if largest > 0.5 and len(w.unit) > 2:
         flags += (flag("CONCENTRATION", value=largest, threshold=0.5, severity="untrusted", detail="share of the largest weight"),)
-    return flags
+    return flags + ensemble_flags(draws)
 
 
 def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
@@ -127,9 +147,18 @@ def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
     flags = located("KHAT_F", k > 0.5, k, 0.5)
     unit = g.sum(1).square()
     share = unit.amax(0) / unit.sum(0)
-    limit = max(0.05, 100 / len(unit))
-    flags += located("CONCENTRATION", share > 0.5, share, 0.5, severity="untrusted") if len(unit) > 2 else ()
-    return flags + located("CONCENTRATION", (share > limit) & (share <= 0.5), share, limit)
+    limit, most = max(0.05, 100 / len(unit)), max(0.5, _by_chance(len(unit)))
+    flags += located("CONCENTRATION", share > most, share, most, severity="untrusted") if len(unit) > 2 else ()
+    return flags + located("CONCENTRATION", (share > limit) & (share <= most), share, limit)
+
+
+def _by_chance(m: int) -> float:
+    """The largest of m squared normals takes more than this share of their sum once in a thousand times: above one half for m < 23.
+
+    With t^2 = (m - 1) s / (1 - s) a share s is a Student t of m - 1 degrees, and any of the m may be the largest.
+    """
+    t2 = float(t_quantile(1 - 1e-3 / (2 * m), torch.tensor(max(m - 1.0, 1.0), dtype=torch.float64))) ** 2
+    return t2 / (t2 + m - 1)
 
 
 def _khat(values: Tensor) -> Tensor:

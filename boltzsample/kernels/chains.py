@@ -151,6 +151,10 @@ class Chains:
                 t += stride
             self.check()
 
+    def move(self, noise: Noise) -> Path:
+        """As many transitions as this noise (k, replicates, chains, ...) has."""
+        return self._stride(noise, self.stepper)
+
     def stride(self, k: int) -> int:
         """k where a graph of several transitions pays, else 1: not eagerly, and not where their buffers leave the cache."""
         return k if self.stepper.compiled and self.state.x.numel() <= MANY else 1

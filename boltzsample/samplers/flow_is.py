@@ -19,7 +19,7 @@ import torch
 from boltzsample.draws import Draws, Estimate
 from boltzsample.estimates.evidence import log_z
 from boltzsample.flags import flag
-from boltzsample.samplers.annealing import Annealed
+from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.sampler import Run, Verdict, no_look
 from boltzsample.samplers.with_flow import WithFlow, affordable, range_flag, round_up, weighted
 from boltzsample.target import Target

@@ -18,7 +18,7 @@ from boltzsample.flows.choose import choose
 from boltzsample.flows.families import make_flow
 from boltzsample.flows.flow import Flow
 from boltzsample.flows.train import Training, train
-from boltzsample.samplers.annealing import Annealed, FrozenSMC
+from boltzsample.samplers.frozen_smc import Annealed, FrozenSMC
 from boltzsample.samplers.sampler import Run, Sampler, nan_flags
 from boltzsample.streams import Stream
 from boltzsample.target import Target
@@ -74,8 +74,11 @@ class WithFlow(Sampler):
             return [None] * len(flows)
         for r, flow in enumerate(flows):
             if id(flow) not in found:
-                smc = FrozenSMC()(Pullback(target, flow), Normal(target.dim, s), run.stream.child("latent smc", r), run)
-                run.ledger.add("witness", (smc.log_prob_rows, smc.rows - smc.log_prob_rows))
+                try:
+                    smc = FrozenSMC()(Pullback(target, flow), Normal(target.dim, s), run.stream.child("latent smc", r), run)
+                except PositiveInfinityError as error:
+                    raise (error if error.x is None else PositiveInfinityError.at(flow.push(error.x[None])[0][0])) from error
+                run.ledger.add("witness", (0, smc.rows))
                 found[id(flow)] = smc
         return [found[id(flow)] for flow in flows]
 
