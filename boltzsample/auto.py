@@ -12,17 +12,25 @@ Without a gradient: SMC by random walks. Whatever was chosen is told in the run'
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
 
 from boltzsample.draws import Draws
 from boltzsample.estimates.expectation import expectation
 from boltzsample.flags import Status, flag
+from boltzsample.flows.base import DefensiveBase
+from boltzsample.flows.families import make_flow
+from boltzsample.flows.flow import Flow
+from boltzsample.flows.train import Training, train
+from boltzsample.maps import Diagonal
 from boltzsample.samplers.bridged import BridgedMCMC
+from boltzsample.samplers.explore import Explorer
 from boltzsample.samplers.flow_is import FlowIS
 from boltzsample.samplers.latent import LatentMCMC
 from boltzsample.samplers.mcmc import MCMC
-from boltzsample.samplers.mixture_is import MixtureIS
+from boltzsample.samplers.mixture_is import FORGOTTEN, MixtureIS
 from boltzsample.samplers.refine import Draw, pilot
 from boltzsample.samplers.sampler import Run, Sampler, Verdict
 from boltzsample.target import Target
@@ -102,13 +110,13 @@ def _choose(target: Target, run: Run) -> Choice:
     rng = run.stream.child("judge").rng(run.backend.dtype, run.backend.device)
     judged = pilot(target, mixture.mixtures[0], JUDGED, rng, run)
     weighted = Choice(mixture, MixtureIS(), f"mixture-is: {_said(judged)} of {judged.proposal.components} components")
-    one = mixture.found[0] <= 1
-    if (QUIET if one else GOOD).fits(judged):
+    one, whole = mixture.found[0] <= 1, mixture.forgotten[0] <= FORGOTTEN
+    if whole and (QUIET if one else GOOD).fits(judged):
         return weighted
     if one and (chains := _agreeing(target, run)) is not None:
         bridged = BridgedMCMC(mixture.mixtures[0], chains)
         return Choice(bridged, replace(bridged, mcmc=MCMC()), f"mcmc: one mode, chains agree; the mixture's {_said(judged)}")
-    if (FAIR if one else POOR).fits(judged):
+    if whole and (FAIR if one else POOR).fits(judged):
         return weighted
     return _with_flow(target, run, mixture, judged)
 
@@ -122,14 +130,42 @@ def _agreeing(target: Target, run: Run) -> MCMC | None:
 
 
 def _with_flow(target: Target, run: Run, mixture: MixtureIS, judged: Draw) -> Choice:
-    plain = FlowIS()
+    """The better of a flow and the mixture by their weights, or chains in the flow's latent space where neither's bear it."""
+    one = mixture.found[0] <= 1
+    plain = FlowIS() if one else FlowOnDraws()
     trained = plain.fit(target, run)
     rng = run.stream.child("judge flow").rng(run.backend.dtype, run.backend.device)
     seen = pilot(target, trained.flows[0], JUDGED, rng, run)
-    if GOOD.fits(seen):
-        return Choice(trained, plain, f"flow-is: {_said(seen)}; the mixture's {_said(judged)}")
+    why = f"the flow's {_said(seen)}; the mixture's {_said(judged)}"
+    whole = mixture.forgotten[0] <= FORGOTTEN
+    if GOOD.fits(seen) or (not one and (seen.score >= judged.score or not whole)):
+        return Choice(trained, plain, f"flow-is: {why}")
+    if not one:
+        return Choice(mixture, MixtureIS(), f"mixture-is: {why}")
     latent = LatentMCMC(flow=trained.flows[0])
-    return Choice(latent.fit(target, run), LatentMCMC(), f"latent-mcmc: the flow's {_said(seen)}; the mixture's {_said(judged)}")
+    return Choice(latent.fit(target, run), LatentMCMC(), f"latent-mcmc: {why}")
+
+
+@dataclass(frozen=True, eq=False)
+class FlowOnDraws(FlowIS):
+    """flow-is, its flow trained by forward KL on particles of an SMC run: reverse KL would lose modes."""
+
+    flow: Flow | str | None = "spline-coupling"
+    training: Training = field(default_factory=lambda: Training(steps=600, rounds=1))
+    explorer: Explorer = field(default_factory=lambda: Explorer(particles=16_384, L=5, rounds=4))
+
+    def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
+        """Explored and trained once a replicate."""
+        flows = []
+        for r in range(run.replicates):
+            own = replace(run, replicates=1, stream=run.stream.child("on draws", r))
+            x = self.explorer(target, own)
+            scale = Diagonal(x.mean(0), x.std(0).clamp(min=1e-12))
+            rng = own.stream.child("init").rng(run.backend.dtype, run.backend.device)
+            flow = make_flow(str(self.flow), target.dim, rng, base=DefensiveBase(target.dim), whitening=scale)
+            known = Draws.from_arrays(x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
+            flows.append(train(flow, target, own, self.training, data=known).flow)
+        return replace(self, flows=tuple(flows))
 
 
 def _said(judged: Draw) -> str:

@@ -1,10 +1,10 @@
 """Second witnesses: independent looks for mass that the draws may have missed (TRUST.md, the witness rule).
 
 The optimum audit climbs from 256 points that owe nothing to the draws it judges: a scale search of its own, and the wide source.
-An optimum is *required* if the climb converged, its Hessian is negative definite, its Laplace share m of all the masses found is
-at least 1e-3 and m n_eff >= 20. It is *visited* if a tenth of m or more of the draws lie in the .999 ball of its Laplace Gaussian
-(one stray chain is no visit), or if as many climbs from 256 of the draws end there and it is no more than the top of their own
-region; weighted draws must pass twice, as weighted, and with a hundredth of m before they are (one heavy draw is none either). For the
+An optimum is *required* if the climb converged, its Hessian is negative definite, its Laplace share m of all the masses found (and of
+the Z that the draws estimate, where they do) is at least 1e-3 and m n_eff >= 20. It is *visited* if a tenth of m or more of the draws
+lie in the .999 ball of its Laplace Gaussian (one stray chain is no visit), or if as many climbs from 256 of the draws end there and it
+is no more than the top of their own region; weighted draws must pass twice, as weighted, and with a hundredth of m before they are (one heavy draw is none either). For the
 second way its Laplace mass must be small against the Gaussian mass of the draws, median log p + d/2 + 1/2 log det 2 pi S, or it
 is a spike that they walk past. A required optimum not visited is WITNESS_CONFLICT. The audit counts as a witness if at least 64
 of its climbs converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS says so. What no climb reaches it
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from boltzsample.ascent import Ascent, ascend
 from boltzsample.draws import Draws
+from boltzsample.estimates import evidence
 from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import Flag, flag
 from boltzsample.laplace import Laplace
@@ -132,7 +133,7 @@ def _judge(
     view: Pullback, climbs: Ascent, optima: list[Optimum], group: Tensor, draws: Draws, units: Diagonal | Dense, run: Run
 ) -> Verdict:
     converged = int((group >= 0).sum())
-    required = [o for o in optima if o.share >= SHARE and o.share * draws.log_prob.numel() >= EXPECTED_DRAWS]
+    required = [o for o in _shared(optima, draws) if o.share >= SHARE and o.share * draws.log_prob.numel() >= EXPECTED_DRAWS]
     missed = _missed(view, required, evenly_weighted(draws), ENOUGH_VISITS, units, run)
     if draws.log_weight is not None and not missed:  # a few heavy draws in a mode are not enough to weigh it
         missed = _missed(view, required, draws, ENOUGH_PROPOSALS, units, run)
@@ -145,6 +146,15 @@ def _judge(
         return no_audit(f"the optimum audit found {MOST_OPTIMA} optima and stopped counting", looked=True)
     plural = "optimum" if len(optima) == 1 else "optima"
     return Verdict((), f"optimum audit: {len(optima)} {plural} from {len(climbs.x)} wide starts, none missed")
+
+
+def _shared(optima: list[Optimum], draws: Draws) -> list[Optimum]:
+    """The optima with no larger shares than what they hold of the Z that the draws estimate: the climbs may have found a few of
+    very many. Draws that miss mass estimate Z too low, and these shares come out too large, never too small."""
+    log_z = float(evidence.log_z(draws).value)
+    if not math.isfinite(log_z):
+        return optima
+    return [replace(o, share=min(o.share, math.exp(min(o.hill.log_mass - log_z, 0.0)))) for o in optima]
 
 
 def _missed(view: Pullback, required: list[Optimum], draws: Draws, enough: float, units: Diagonal | Dense, run: Run) -> list[Optimum]:

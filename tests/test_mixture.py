@@ -80,8 +80,8 @@ def test_em_raises_the_likelihood_and_finds_the_components() -> None:
     x = truth.sample(Stream(4).rng(), 20_000)
     w = torch.full((len(x),), 1 / len(x), dtype=F64)
     start = DefensiveMixture(torch.full((3,), 1 / 3, dtype=F64).log(), truth.m + 1, 2 * torch.eye(2, dtype=F64).expand(3, 2, 2))
-    once, often = fit_em(start, x, w, 1), fit_em(start, x, w, 30)
-    a, b, c, best = (float(q.log_prob(x).mean()) for q in (start, once, often, truth))
+    often = fit_em(start, x, w, 30)
+    a, c, best = (float(q.log_prob(x).mean()) for q in (start, often, truth))
     assert a < c and best - 0.12 < c
 
 
@@ -156,11 +156,11 @@ def test_curved_and_heavy_problems_are_fitted_by_births() -> None:
         assert isinstance(fitted, bz.MixtureIS) and fitted.pilots[0].ess > least, name
 
 
-def test_more_modes_than_are_fitted_are_told() -> None:
-    few = bz.MixtureIS(modes=3)
-    r = bz.sample(problem("eight-gaussians").target, few, n=500, seed=0)
-    assert "MANY_MODES" in codes(r) and r.status != "ok"
-    assert "MANY_MODES" not in codes(bz.sample(problem("eight-gaussians").target, "mixture-is", n=500, seed=0))
+def test_modes_that_are_not_fitted_are_told() -> None:
+    """Three of eight modes fitted: the exploration's particles in the other five are forgotten."""
+    few, all = (bz.sample(problem("eight-gaussians").target, bz.MixtureIS(modes=k), n=500, seed=0, witness=False) for k in (3, 64))
+    assert "FORGOTTEN_MASS" in codes(few) and few.status == "untrusted" and few.sampler.forgotten[0] > 0.3  # type: ignore[attr-defined]
+    assert "FORGOTTEN_MASS" not in codes(all)
 
 
 def test_a_fitted_mixture_is_used_as_it_is() -> None:

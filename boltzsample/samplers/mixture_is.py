@@ -6,8 +6,9 @@
     improve   a few rounds of adaptive importance sampling, in which components are born where the mixture is thin (refine.py)
     weigh     fresh draws of the frozen mixture, log w = log p - log q: self-normalized means, log Z = log mean w
 
-Masses of modes come from the weights, never from how many chains or particles were where: those are only starts (RECIPES.md, advice 3
-and 10). Every mode keeps a share of the draws, however small it is, so that ratios of masses can be read.
+At last the mixture is held against the exploration: where it is thin at many of the points explored, there are more modes than it has
+components for (FORGOTTEN_MASS). Masses of modes come from the weights, never from how many chains or particles were where: those are
+only starts (RECIPES.md, advice 3 and 10). Every mode keeps a share of the draws, however small it is, so that ratios can be read.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ from boltzsample.flags import flag
 from boltzsample.laplace import Laplace
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.mixture import DefensiveMixture
-from boltzsample.samplers.annealing import Cloud, Shape, adapt, annealing_kernel
+from boltzsample.samplers.explore import Explorer
 from boltzsample.samplers.local import gaussians, local_chains
 from boltzsample.samplers.modes import optima
 from boltzsample.samplers.refine import Draw, floored, pilot, refine
 from boltzsample.samplers.sampler import Run, Sampler
-from boltzsample.samplers.warm_up import account
 from boltzsample.samplers.with_flow import affordable, weighted
 from boltzsample.target import Target
 from boltzsample.views import Pullback
@@ -41,15 +41,14 @@ ROUNDS = 80
 MOST_MODES = 64
 PILOT = 1000
 MOST_DRAWS = 5  # for one asked for
-POOL = 1024
-EXPLORING = 0.7  # conditional ESS of the exploring ladder
+FORGOTTEN = 0.05  # of the explored points: more say that modes are missing
 NEGLIGIBLE = 30.0  # nats of Laplace mass below the largest
 
 
 @dataclass(frozen=True, eq=False)
 class MixtureIS(Sampler):
     """Weighted draws of a mixture fitted to the modes that were found. modes: the most that are fitted. `fit` fills `mixtures`,
-    `pilots` and `found` (how many optima there were), one a replicate.
+    `pilots`, `found` (how many optima there were) and `forgotten` (the share of explored points that it is too thin at), one a replicate.
 
     >>> import boltzsample as bz
     >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 9).square().sum(-1), 0.7 - (x + 9).square().sum(-1)), dim=2)
@@ -63,6 +62,7 @@ class MixtureIS(Sampler):
     mixtures: tuple[DefensiveMixture, ...] = ()
     pilots: tuple[Draw, ...] = ()
     found: tuple[int, ...] = ()
+    forgotten: tuple[float, ...] = ()
 
     def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
         """A mixture for each replicate, one after another. Raises NoGradient."""
@@ -70,8 +70,9 @@ class MixtureIS(Sampler):
             raise NoGradient("mixture-is climbs to the modes by the gradient, and this density has none; use smc or mcmc")
         found = [self._fitted(target, replace(run, stream=run.stream.child("mixture", r))) for r in range(run.replicates)]
         units = run.starts.first_map(run.backend, target.dim)
-        pilots, modes = zip(*found, strict=True)
-        return replace(self, mixtures=tuple(d.proposal.pushed(units) for d in pilots), pilots=pilots, found=modes)
+        pilots, modes, forgotten = zip(*found, strict=True)
+        mixtures = tuple(d.proposal.pushed(units) for d in pilots)
+        return replace(self, mixtures=mixtures, pilots=pilots, found=modes, forgotten=forgotten)
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """Independent weighted draws, so many that n of them are effective by the pilot, up to five times n.
@@ -81,6 +82,8 @@ class MixtureIS(Sampler):
         if len(self.mixtures) not in (1, run.replicates) or not self.mixtures:
             raise ValueError(f"this sampler has {len(self.mixtures)} mixtures for {run.replicates} replicates; leave fit=True")
         n, flags = affordable(self._enough(n), None, run)
+        if max(self.forgotten, default=0.0) > FORGOTTEN:
+            flags += [flag("FORGOTTEN_MASS", value=max(self.forgotten), threshold=FORGOTTEN)]
         parts = []
         with run.progress.phase("sampling", run.replicates) as bar:
             for r in range(run.replicates):
@@ -97,36 +100,19 @@ class MixtureIS(Sampler):
         least = min((d.ess for d in self.pilots), default=1.0)
         return math.ceil(n / max(least, 1 / MOST_DRAWS))
 
-    def _fitted(self, target: Target, run: Run) -> tuple[Draw, int]:
-        """A mixture in the units of the starts, by its last pilot, and how many optima there were."""
+    def _fitted(self, target: Target, run: Run) -> tuple[Draw, int, float]:
+        """A mixture in the units of the starts, by its last pilot; how many optima there were; the share of explored points forgotten."""
         units = run.starts.first_map(run.backend, target.dim)
-        view, pool = Pullback(target, units), units.pull(explored(target, run))
-        hills, member, more = _modes(view, units, pool, self.modes, run)
-        if more:
-            run.notes.append(flag("MANY_MODES", value=len(hills), threshold=self.modes))
+        view, pool = Pullback(target, units), units.pull(Explorer()(target, run))
+        hills, member = _modes(view, units, pool, self.modes, run)
         local = local_chains(view, hills, pool, member, run)
         rng, k = run.stream.child("pilot").rng(run.backend.dtype, run.backend.device), len(local.z)
         equal = torch.full((k,), -math.log(k), dtype=torch.float64, device=pool.device)
         tried = [pilot(view, DefensiveMixture(equal, m, L), max(PILOT, 50 * k), rng, run) for m, L in gaussians(local).values()]
         best = max(tried, key=lambda d: d.score)
         first = pilot(view, _weighed(best), len(best.z), rng, run)
-        return refine(view, max(first, best, key=lambda d: d.score), k, run.stream.child("refine"), run), len(hills)
-
-
-def explored(target: Target, run: Run) -> Tensor:
-    """Points (n, dim) where the target has mass: the particles of a small SMC up from the wide base, and some of the points from which that
-    base was made. Entered in the ledger under "exploration"."""
-    reached = run.starts.given if run.starts.reached is None else run.starts.reached
-    assert reached is not None
-    some = reached[torch.linspace(0, len(reached) - 1, min(len(reached), POOL // 8), device=reached.device).long()]
-    if run.starts.base is None:
-        return some
-    backend, stream = replace(run.backend, compile=False), run.stream.child("exploration")
-    cloud = Cloud.start(target, run.starts.base, annealing_kernel(4, True), 2, Shape(1, 1, POOL), backend, stream)
-    with run.progress.phase("exploration", 1):
-        ladder = adapt(cloud, EXPLORING, run.must_stop)
-    account(run, "exploration", cloud.chains)
-    return some if ladder is None else torch.cat([cloud.chains.x[0], some])
+        done = refine(view, max(first, best, key=lambda d: d.score), k, run.stream.child("refine"), run)
+        return done, len(hills), _forgotten(view, pool, done, run)
 
 
 def _weighed(first: Draw) -> DefensiveMixture:
@@ -137,9 +123,9 @@ def _weighed(first: Draw) -> DefensiveMixture:
     return floored(first.proposal.reshared(mass.clamp(min=1e-12)), first.proposal.components)
 
 
-def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run: Run) -> tuple[list[Laplace], Tensor, bool]:
+def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run: Run) -> tuple[list[Laplace], Tensor]:
     """The optima, up to `most`, that climbs from the pool (n, dim), the wide base and the user's modes end at; the one that each point of
-    the pool belongs to (n,), -1 for those that did not climb; whether there are more."""
+    the pool belongs to (n,), -1 for those that did not climb."""
     base, rng = run.starts.base, run.stream.child("climbs").rng(run.backend.dtype, run.backend.device)
     chosen = torch.linspace(0, len(pool) - 1, min(len(pool), CLIMBS // 2), device=pool.device).long()
     parts = [pool[chosen]] + ([] if base is None else [units.pull(base.sample(rng, CLIMBS - len(chosen)))])
@@ -156,4 +142,12 @@ def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run
     number[kept] = torch.arange(len(kept), device=pool.device)
     member = torch.full((len(pool),), -1, device=pool.device)
     member[chosen] = number[seen.reached[: len(chosen)]]
-    return [seen.hills[k] for k in kept], member, seen.more
+    return [seen.hills[k] for k in kept], member
+
+
+def _forgotten(view: Pullback, pool: Tensor, done: Draw, run: Run) -> float:
+    """The share of the pool (n, dim) at which the mixture has less than a twentieth of the target's density, by its own log Z."""
+    log_p = view.log_prob(pool).double()
+    run.ledger.add("pilot", (len(pool), 0))
+    log_z = done.log_w.logsumexp(0) - math.log(len(done.z))
+    return float((log_p - done.proposal.log_prob(pool) - log_z > math.log(20)).double().mean())
