@@ -5,9 +5,10 @@
 - FEW_ANCESTORS: fewer than 30 of all first particles have descendants.
 - SE_MISCALIBRATED: the log Zhat_u spread more than each one's own relative variance V_u (Lee & Whiteley 2018) says,
   var log Zhat_u / mean log(1 + V_u) against chi^2_{M-1} / (M - 1) at 1e-3, where V_u <= .1: it is no measure of itself beyond.
-- UNSETTLED: moves that leave the target invariant changed the mean of log_prob or of a coordinate over the ensembles. Weighted means before
-  and after have the same expectation Z E f whatever the ladder, so a shift that all ensembles share says that the particles
-  lagged behind it: mass that a rare ensemble with a large Zhat_u stands for, and these have not. t test over the units, Holm at 1e-3.
+- UNSETTLED: moves that leave the target invariant changed the mean of log_prob or of a coordinate over the ensembles. Weighted by
+  Zhat_u, means before and after have the same expectation Z E f whatever the ladder; so a shift that most ensembles share says that
+  their particles lagged behind it, and that a rare ensemble with a large Zhat_u stands for what these have missed. Each
+  ensemble counts once (weighted by Zhat_u, the rare one would drown the others), t test at 1e-3 of log_prob, Holm of the coordinates.
 """
 
 from __future__ import annotations
@@ -42,6 +43,20 @@ def ensemble_flags(draws: Draws) -> tuple[Flag, ...]:
     return (*_spread(log_z), *_ancestors(draws, log_z), *_bars(draws, log_z), *_shift(draws, log_z))
 
 
+def by_chance(squares: Tensor, w: Tensor) -> Tensor:
+    """Whether the largest of the squared influences (units, k) would be so by chance, in one of a thousand runs, of a handful of units of
+    shares w (units,): with G_u = W_u d_u and independent normal d_u, a share s of unit u has
+
+        s / (1 - s) sum_v W_v^2 / W_u^2 ~ t^2 of (sum_v W_v^2)^2 / sum_v W_v^4 degrees, v other than u    (Satterthwaite 1946).
+    """
+    top, u = squares.max(0)  # (k,)
+    odds = top / (squares.sum(0) - top)
+    others = w.square().sum() - w[u].square()
+    df = others.square() / (w.pow(4).sum() - w[u].pow(4))
+    p = 2 * torch.as_tensor(special.stdtr(df.numpy(), -(odds * others).sqrt().div(w[u]).nan_to_num().numpy()))
+    return p * squares.numel() > LEVEL
+
+
 def _spread(log_z: Tensor) -> tuple[Flag, ...]:
     spread = float(log_z.std()) if bool(log_z.isfinite().all()) and len(log_z) > 1 else math.inf
     if spread <= SPREAD or len(log_z) == 1:
@@ -74,13 +89,11 @@ def _shift(draws: Draws, log_z: Tensor) -> tuple[Flag, ...]:
     m = len(log_z)
     if draws.shift is None or m < 4:
         return ()
-    w = torch.softmax(log_z, 0)[:, None]
     shift = draws.shift.cpu().double()
     shift = torch.where(shift.isfinite(), shift, 0.0)
-    mean = (w * shift).sum(0)
-    stderr = (w * (shift - mean)).square().sum(0).mul(m / (m - 1)).sqrt()
-    p = 2 * torch.as_tensor(special.stdtr(max(float(1 / w.square().sum()) - 1, 1.0), -(mean / stderr).abs().nan_to_num().numpy()))
-    moved = holm(p, LEVEL)
+    mean, stderr = shift.mean(0), shift.std(0) / math.sqrt(m)
+    p = 2 * torch.as_tensor(special.stdtr(m - 1, -(mean / stderr).abs().nan_to_num().numpy()))
+    moved = torch.cat([p[:1] <= LEVEL, holm(p[1:], LEVEL)])
     if not bool(moved.any()):
         return ()
     which = int(torch.where(moved, p, 1.0).argmin())

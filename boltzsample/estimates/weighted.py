@@ -24,8 +24,8 @@ from boltzsample.estimates.assembly import finish, in_units, no_mean, probabilit
 from boltzsample.estimates.chains import Bar
 from boltzsample.estimates.columns import Columns, columns, located
 from boltzsample.estimates.diagnostics import FEW_VALUES, value_checks
-from boltzsample.estimates.ensembles import ensemble_flags, one_weight_each
-from boltzsample.estimates.intervals import t_interval, t_quantile
+from boltzsample.estimates.ensembles import by_chance, ensemble_flags, one_weight_each
+from boltzsample.estimates.intervals import t_interval
 from boltzsample.estimates.tails import ends, is_calm, khat
 from boltzsample.flags import Flag, flag
 
@@ -147,18 +147,10 @@ def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
     flags = located("KHAT_F", k > 0.5, k, 0.5)
     unit = g.sum(1).square()
     share = unit.amax(0) / unit.sum(0)
-    limit, most = max(0.05, 100 / len(unit)), max(0.5, _by_chance(len(unit)))
-    flags += located("CONCENTRATION", share > most, share, most, severity="untrusted") if len(unit) > 2 else ()
-    return flags + located("CONCENTRATION", (share > limit) & (share <= most), share, limit)
-
-
-def _by_chance(m: int) -> float:
-    """The largest of m squared normals takes more than this share of their sum once in a thousand times: above one half for m < 23.
-
-    With t^2 = (m - 1) s / (1 - s) a share s is a Student t of m - 1 degrees, and any of the m may be the largest.
-    """
-    t2 = float(t_quantile(1 - 1e-3 / (2 * m), torch.tensor(max(m - 1.0, 1.0), dtype=torch.float64))) ** 2
-    return t2 / (t2 + m - 1)
+    limit = max(0.05, 100 / len(unit))
+    much = (share > 0.5) & ~by_chance(unit, w.unit) if one_weight_each(w.share) else share > 0.5
+    flags += located("CONCENTRATION", much, share, 0.5, severity="untrusted") if len(unit) > 2 else ()
+    return flags + located("CONCENTRATION", (share > limit) & (share <= 0.5), share, limit)
 
 
 def _khat(values: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ FIT_SHARE = 0.4  # of what the budget has left
 FIT_PARTICLES = 128  # an ensemble: half of what is reported, or less
 FEWEST = 8
 GUESS = 20  # levels
-SETTLE = 4  # rounds of moves at the top
+SETTLE = 8  # rounds of moves at the top
 WALK = 10  # a random walk makes as many times the moves
 AT_ONCE = 2**21  # numbers in the positions of replicates that climb together
 
