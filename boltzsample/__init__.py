@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from boltzsample.samplers.mcmc import MCMC
     from boltzsample.samplers.mixture_is import MixtureIS
     from boltzsample.samplers.sampler import Budget
+    from boltzsample.samplers.smc import SMC
     from boltzsample.storage import load
     from boltzsample.target import Target, log_prob_and_grad
     from boltzsample.views import Constrained, Observed, Pullback, Tempered
@@ -53,6 +54,7 @@ _HOME = {
     "MCMC": "samplers.mcmc",
     "MixtureIS": "samplers.mixture_is",
     "Budget": "samplers.sampler",
+    "SMC": "samplers.smc",
     "load": "storage",
     "Target": "target",
     "log_prob_and_grad": "target",
@@ -63,9 +65,9 @@ _HOME = {
 }
 
 __all__ = [
-    "HMC", "MALA", "MCMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC", "MixtureIS", "Observed",
-    "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax", "from_log_prob", "from_numpy",
-    "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
+    "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC", "MixtureIS",
+    "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax", "from_log_prob",
+    "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from boltzsample.samplers.mcmc import MCMC
 from boltzsample.samplers.mixture_is import FORGOTTEN, MixtureIS
 from boltzsample.samplers.refine import Draw, pilot
 from boltzsample.samplers.sampler import Run, Sampler, Verdict
+from boltzsample.samplers.smc import SMC
 from boltzsample.target import Target
 
 JUDGED = 4000  # draws of the last pilot
@@ -104,8 +105,8 @@ class Auto(Sampler):
 
 def _choose(target: Target, run: Run) -> Choice:
     if not run.starts.has_gradient:
-        chains = MCMC()
-        return Choice(chains.fit(target, run), chains, "mcmc by random walks: the density has no gradient")
+        walks = SMC()
+        return Choice(walks.fit(target, run), walks, "smc by random walks: the density has no gradient")
     mixture = MixtureIS().fit(target, run)
     rng = run.stream.child("judge").rng(run.backend.dtype, run.backend.device)
     judged = pilot(target, mixture.mixtures[0], JUDGED, rng, run)
@@ -142,7 +143,7 @@ def _with_flow(target: Target, run: Run, mixture: MixtureIS, judged: Draw) -> Ch
         return Choice(trained, plain, f"flow-is: {why}")
     if not one:
         return Choice(mixture, MixtureIS(), f"mixture-is: {why}")
-    latent = LatentMCMC(flow=trained.flows[0])
+    latent: Sampler = LatentMCMC(flow=trained.flows[0])
     return Choice(latent.fit(target, run), LatentMCMC(), f"latent-mcmc: {why}")
 
 
@@ -158,8 +159,8 @@ class FlowOnDraws(FlowIS):
         """Explored and trained once a replicate."""
         flows = []
         for r in range(run.replicates):
-            own = replace(run, replicates=1, stream=run.stream.child("on draws", r))
-            x = self.explorer(target, own)
+            own = replace(run.part(r), replicates=1, stream=run.stream.child("on draws", r))
+            x = self.explorer(target, own).x
             scale = Diagonal(x.mean(0), x.std(0).clamp(min=1e-12))
             rng = own.stream.child("init").rng(run.backend.dtype, run.backend.device)
             flow = make_flow(str(self.flow), target.dim, rng, base=DefensiveBase(target.dim), whitening=scale)

@@ -81,7 +81,7 @@ KINDS: dict[str, Kind] = {
     "SINGLE_WITNESS": Kind("caution", "no second, independent look confirmed that no mode is missing", "leave witness=True, or pass modes="),
     "WITNESS_CONFLICT": Kind("untrusted", "a second, independent look found mass that the draws miss", "add the reported points to starts=; weights of far modes stay unknown to local moves"),
     "SE_MISCALIBRATED": Kind("caution", "replicates disagree by more than their own error bars; the spread of the replicates is used", "run longer"),
-    "MANY_MODES": Kind("caution", "more modes were found than were fitted", "a method that needs no list of modes: smc, or a flow trained on its draws"),
+    "FORGOTTEN_MASS": Kind("untrusted", "the fitted mixture is too thin where an exploration found mass: there are more modes than it has components for", "a method that needs no list of modes: smc, or a flow trained on its draws"),
     # run
     "INTERRUPTED": Kind("untrusted", "the run was interrupted; what was drawn until then is returned", "run it again"),
     "STOPPED_EARLY": Kind("caution", "the budget ended before n draws were made", "raise budget="),

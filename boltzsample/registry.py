@@ -10,6 +10,7 @@ from boltzsample.samplers.latent import LatentMCMC
 from boltzsample.samplers.mcmc import MCMC
 from boltzsample.samplers.mixture_is import MixtureIS
 from boltzsample.samplers.sampler import Sampler
+from boltzsample.samplers.smc import SMC
 
 
 class Method(NamedTuple):
@@ -30,6 +31,7 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "auto": Method(Auto, False, "exact", "explores, fits a mixture, chains or a flow, and lets pilots choose what estimates"),
     "mcmc": Method(MCMC, False, "exact", "256 chains from dispersed starts, HMC adapted across chains, then frozen"),
+    "smc": Method(SMC, False, "exact", "particles carried from a wide base to the target along a frozen ladder of temperatures"),
     "mixture-is": Method(MixtureIS, True, "weighted", "modes found, chains in each, a mixture fitted to them and its draws weighted"),
     "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
     "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),

@@ -65,7 +65,7 @@ class FlowIS(WithFlow):
         return [against(log_z(draws), smc) for draws, smc in zip(replicates, annealed, strict=True)]
 
 
-def against(estimate: Estimate, smc: Annealed | None) -> Verdict:
+def against(estimate: Estimate, smc: Annealed | None, where: str = "in the latent space") -> Verdict:
     """An estimate of log Z judged by an SMC run. A lost share m of the mass is a deficit of -log(1 - m) nats: four joint errors see it.
 
     SINGLE_WITNESS where SMC could not look. Where it would not have seen a fifth of the mass missing it is no witness of its own (TRUST.md,
@@ -74,8 +74,8 @@ def against(estimate: Estimate, smc: Annealed | None) -> Verdict:
     distance = None if smc is None else smc.apart(float(estimate.value), float(estimate.stderr))
     if smc is None or distance is None:
         why = "needs a gradient" if smc is None else "was cut short, or has no error bar"
-        return no_look(f"SMC in the latent space {why}")
-    said = f"SMC in the latent space: log Z {smc.log_z:.3f} +- {2 * smc.stderr:.3f}"
+        return no_look(f"SMC {where} {why}")
+    said = f"SMC {where}: log Z {smc.log_z:.3f} +- {2 * smc.stderr:.3f}"
     if distance > CONFLICT:
         detail = f"{said} against {float(estimate.value):.3f} +- {2 * float(estimate.stderr):.3f}"
         return Verdict((flag("WITNESS_CONFLICT", value=distance, threshold=CONFLICT, detail=detail),))

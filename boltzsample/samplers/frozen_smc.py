@@ -68,16 +68,17 @@ class FrozenSMC:
         first = self._cloud(target, base, stream.child("adapt"), run)
         ladder = adapt(first, self.cess, lambda price: None if run is None else run.must_stop(price))
         if ladder is None:  # it never reached the target: there is no ladder to freeze
-            return _annealed(first, 0)
+            return annealed(first)
         cloud = self._cloud(target, base, stream.child("frozen"), run)
         climb(cloud, ladder, lambda price: None if run is None else run.must_stop(spent(first.chains) + price))
-        return _annealed(cloud, spent(first.chains))
+        return annealed(cloud, spent(first.chains))
 
     def _cloud(self, target: Target, base: Base, stream: Stream, run: Run | None) -> Cloud:
         backend = replace(Backend() if run is None else run.backend, compile=False)
         return Cloud.start(target, base, annealing_kernel(self.L, True), self.moves, Shape(1, 1, self.particles), backend, stream)
 
 
-def _annealed(cloud: Cloud, rows: int) -> Annealed:
+def annealed(cloud: Cloud, rows: int = 0) -> Annealed:
+    """What a cloud of one ensemble returned, and the rows spent, some of them before."""
     log_z, variance = float(cloud.log_z[0, 0]), float(cloud.variance[0, 0])
     return Annealed(cloud.chains.x[0], log_z, variance, int(cloud.eves[0]), rows + spent(cloud.chains))

@@ -82,7 +82,7 @@ def refine(target: Target, first: Draw, modes: int, stream: Stream, run: Run) ->
     return best
 
 
-def _improved(rounds: list[Draw], modes: int, rng: Rng) -> DefensiveMixture:
+def _improved(rounds: list[Draw], modes: int, rng: Rng) -> Any:
     """The last mixture, with components where it is thin, refitted to the draws of these rounds."""
     z, log_p = torch.cat([d.z for d in rounds]), torch.cat([d.log_p for d in rounds])
     made = torch.stack([d.proposal.log_prob(z) + math.log(len(d.z) / len(z)) for d in rounds]).logsumexp(0)
