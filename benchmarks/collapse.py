@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import boltzsample as bz
-from boltzsample.estimates.weighted import weights
+from benchmarks.scores import kish
 from boltzsample.flows.base import DefensiveBase
 from boltzsample.flows.families import make_flow
 from boltzsample.flows.train import Training
@@ -61,12 +61,6 @@ def fell(result: bz.Result) -> bool:
     return min(right, 1 - right) < 0.01
 
 
-def kish(result: bz.Result) -> float:
-    """ESS of the weights as a share of the draws."""
-    found = weights(result.draws.log_weight) if result.draws.log_weight is not None else None
-    return found.ess / found.share.numel() if found is not None else 0.0
-
-
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     print("| case | runs | of the case | ok | WITNESS_CONFLICT | log Z error, median | ESS of the weights, median | other flags |")
@@ -77,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         found = [(r, e) for r, e in every if name != "collapse" or fell(r)]
         codes = Counter(code for r, _ in found for code in {f.code for f in r.flags if f.severity != "info"})
         conflicts, fine = codes.pop("WITNESS_CONFLICT", 0), sum(r.status == "ok" for r, _ in found)
-        error, ess = statistics.median(e for _, e in found), statistics.median(kish(r) for r, _ in found)
+        error, ess = statistics.median(e for _, e in found), statistics.median(kish(r) or 0.0 for r, _ in found)
         others = ", ".join(f"{code} {n}" for code, n in codes.most_common(4))
         print(f"| {name} | {len(every)} | {len(found)} | {fine} | {conflicts} | {error:.3f} | {ess:.2f} | {others} |", flush=True)
         broken += fine > 0 if name == "short tail" else conflicts < 0.95 * len(found)

@@ -104,7 +104,17 @@ def cost(result: bz.Result) -> Scores:
     ess = float(result.means.ess.nan_to_num(nan=0.0).min())
     rates = {"ess_per_million": 1e6 * ess / max(result.evaluations, 1), "ess_per_second": ess / max(result.seconds, 1e-9)}
     spent = {"evaluations": result.evaluations, "seconds": result.seconds, "seconds_by_phase": dict(result.draws.seconds)}
-    return {"draws": result.draws.log_prob.numel(), "ess": ess, **spent, **rates}
+    return {"draws": result.draws.log_prob.numel(), "ess": ess, "weights_ess": kish(result), **spent, **rates}
+
+
+def kish(result: bz.Result) -> float | None:
+    """The ESS of the weights as a share of the draws, (sum w)^2 / (n sum w^2); None for draws without weights, 0 where all are 0."""
+    if result.draws.log_weight is None:
+        return None
+    log_w = result.draws.log_weight.double().flatten()
+    if not bool(log_w.max().isfinite()):
+        return 0.0
+    return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()) / len(log_w)
 
 
 def modes(p: Problem, result: bz.Result) -> Scores:

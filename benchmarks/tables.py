@@ -68,6 +68,11 @@ def _log_z(found: Sequence[Record]) -> str:
     return f"{statistics.median(map(abs, errors)):.3f} ({statistics.median(bars):.3f})" if errors else ""
 
 
+def _weights(found: Sequence[Record]) -> str:
+    shares = scores(found, "weights_ess")
+    return f"{100 * statistics.median(shares):.1f}" if shares else ""
+
+
 def _modes(found: Sequence[Record]) -> str:
     seen = scores(found, "modes_found")
     return f"{statistics.median(seen):g}/{scores(found, 'modes')[0]:g}" if seen else ""
@@ -93,6 +98,7 @@ COLUMNS: dict[str, Callable[[Sequence[Record]], str]] = {
     "error of a mean (sd)": _median("mean_error_sd", "{:.3f}"),
     "log Z error (bar)": _log_z,
     "ESS": _median("ess", "{:.0f}"),
+    "of the weights, %": _weights,
     "evaluations": _median("evaluations", "{:.2e}"),
     "ESS per 1e6": _median("ess_per_million", "{:.0f}"),
     "seconds": _median("seconds", "{:.1f}"),

@@ -16,6 +16,7 @@ from boltzsample import registry
 from boltzsample.backend import Backend, make_backend
 from boltzsample.draws import Draws
 from boltzsample.flags import Flag
+from boltzsample.improper import improper_flags
 from boltzsample.locate import locate
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.results import Result
@@ -71,6 +72,7 @@ def sample(
     if data is not None and not (sampler.learns and fit):
         how = "" if fit else " with fit=False"
         raise ValueError(f"data= was given, but {name} does not learn from draws{how}; wanted a method with a flow")
+    sampler.check(target, data)
     backend = make_backend(device, dtype, compile, chunk)
     stream, ledger, began = root(seed), Ledger(), time.monotonic()
     limit = _budget(budget)
@@ -78,6 +80,8 @@ def sample(
         with _timed(ledger, "starts"):
             source = locate(target, starts, modes, backend, stream, ledger, limit, witness)
         run = Run(backend, stream, source, ledger, limit, Progress(progress), interrupt, replicates, _reserve(limit, witness), began=began)
+        with _timed(ledger, "starts"):
+            run.notes.extend(improper_flags(target, source, backend, stream, ledger))
         if fit:
             with _timed(ledger, "warm-up"):
                 sampler = sampler.fit(target, run, data)
@@ -195,9 +199,7 @@ def _result(
     return Result(draws, target, sampler, config)
 
 
-def _config(
-    name: str, sampler: Sampler, n: int, seed: int, backend: Backend, replicates: int, fit: bool, budget: Budget
-) -> dict[str, Any]:
+def _config(name: str, sampler: Sampler, n: int, seed: int, backend: Backend, replicates: int, fit: bool, budget: Budget) -> dict[str, Any]:
     return {
         "method": name,
         "log_z": sampler.log_z,

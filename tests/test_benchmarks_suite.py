@@ -6,6 +6,7 @@ Seeds are fixed; bounds are those of 4.5 standard errors (a right library fails 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,8 +18,9 @@ from scipy import stats
 import boltzsample as bz
 from benchmarks import ledger, suite
 from benchmarks.__main__ import main
-from benchmarks.scores import accuracy, energy, gaps, picked, score, sliced_ks
+from benchmarks.scores import accuracy, energy, gaps, kish, picked, score, sliced_ks
 from benchmarks.tables import COLUMNS, table
+from benchmarks.weights import apart
 from boltzsample.flags import flag
 from boltzsample.registry import METHODS, Method
 from boltzsample.samplers.sampler import Run, Sampler
@@ -171,6 +173,28 @@ def test_exact_draws_pass_and_moved_ones_do_not() -> None:
     assert right["modes_found"] == 2 and right["mode_tv"] < 4 * right["mode_tv_floor"]
     assert moved["worst_z"] > 4.5 and moved["sliced_ks"] > 2 * moved["sliced_ks_floor"]
     assert moved["ess"] == pytest.approx(4_000, rel=0.1)
+
+
+def test_the_ess_of_weights_is_kish() -> None:
+    p = problem("two-modes-far")
+    x = independent(p).draws.x[:4]
+    log_w = torch.tensor([0.0, math.log(3.0), -math.inf, 0.0]).double()[:, None]
+    found = replace(independent(p), draws=bz.Draws.from_arrays(x, p.target.log_prob(x), log_w))
+    assert kish(found) == pytest.approx(25 / 11 / 4)
+    none = replace(found, draws=replace(found.draws, log_weight=torch.full_like(log_w, -math.inf)))
+    assert kish(none) == 0.0 and kish(independent(p)) is None and score(p, independent(p))["weights_ess"] is None
+
+
+def test_proposals_are_measured_once_and_two_ways_to_log_z_compared(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "weights.jsonl"
+    ask = ["weights", "--problem", "gaussian-corr-d10", "--way", "Laplace", "--seeds", "0", "1", "--n", "2000", "--ledger", str(path)]
+    assert main(ask) == main(ask) == 0
+    lines, _ = ledger.read(path)
+    assert [r["seed"] for r in lines] == [0, 1] and all(r["ess"] > 0.999 and abs(r["log_z"]) < 1e-3 for r in lines)
+    assert "| gaussian-corr-d10 | Laplace | 2 |" in capsys.readouterr().out
+    one = [{"seed": 0, "log_z": 1.0, "stderr": 0.3}, {"seed": 1, "log_z": 2.0, "stderr": 0.3}]
+    other = [{"seed": 0, "log_z": 1.5, "stderr": 0.4}, {"seed": 2, "log_z": 9.0, "stderr": 0.4}]
+    assert apart(one, other) == pytest.approx(1.0)
 
 
 def test_a_lost_mode_is_seen_in_every_score() -> None:

@@ -22,8 +22,8 @@ from boltzsample.flows.families import make_flow
 from boltzsample.flows.train import Training
 from boltzsample.kernels import HMC, LocalThenIndependent
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.flow_is import against
+from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.sampler import Verdict
 from boltzsample.streams import Stream
 from boltzsample.witnesses import no_audit, together
@@ -80,7 +80,7 @@ def test_training_ends_before_drawing(name: str, results: dict[str, bz.Result]) 
     assert runs[0].sampler is sampler and "training" not in runs[0].ledger and "pilot" not in runs[0].ledger
     if name == "latent-mcmc":
         assert isinstance(sampler.fitted[0].kernel, HMC)
-        production = sampler._production(0).kernel
+        production = sampler._production(0, 2, None).kernel
         assert isinstance(production, LocalThenIndependent) and production.local is sampler.fitted[0].kernel
 
 

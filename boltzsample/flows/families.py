@@ -32,6 +32,7 @@ Hidden = Sequence[int]
 Maker = Callable[..., parts.Stack]
 
 SMOOTH = nn.SiLU  # gradients of the log-density in the latent space are continuous
+LONE_SLOPE = 1e-6  # one autoregressive layer has to reach every scale alone, couplings share the work
 
 
 def realnvp(dim: int, rng: Rng, layers: int = 8, hidden: Hidden = (64, 64)) -> parts.Stack:
@@ -141,11 +142,11 @@ def _couplings(dim: int, rng: Rng, layers: int, f: parts.Univariate, hidden: Hid
 
 def _autoregressive(dim: int, layers: int, hidden: Hidden, inverted: bool) -> Iterator[nn.Module]:
     for i in range(layers):
-        order = torch.arange(dim)
+        order, f = torch.arange(dim), parts.affine(LONE_SLOPE)
         if dim == 1:
-            yield parts.Elementwise(1, parts.affine())
+            yield parts.Elementwise(1, f)
         else:
-            yield parts.Autoregressive(order.flip(0) if i % 2 else order, parts.affine(), hidden, SMOOTH, inverted)
+            yield parts.Autoregressive(order.flip(0) if i % 2 else order, f, hidden, SMOOTH, inverted)
 
 
 def _shuffle(dim: int, rng: Rng) -> Tensor:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
 import zuko
 from torch import Tensor, nn
 from torch.distributions import Transform
@@ -15,6 +19,7 @@ from boltzsample.flows.flow import Flow
 
 # Pyro 1.9.1: Sylvester's log-det is not that of its map, and quadratic splines lose their inverse in the tails
 REFUSED = {"Sylvester": "its log-det is wrong in Pyro", "quadratic": "Pyro's quadratic splines break in the tails; use order='linear'"}
+ZUKO_BOUND = inspect.signature(zuko.transforms.MonotonicRQSTransform).parameters["bound"].default
 CHEAP = {"AffineCoupling", "SplineCoupling", "Spline", "Permute", "AffineTransform", "GeneralizedChannelPermute", "ComposeTransformModule"}
 
 
@@ -32,6 +37,13 @@ class ZukoLayers(nn.Module):
 
     def pull(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._forward(x) if self.inverted else self._backward(x)
+
+    def outside(self, x: Tensor) -> Tensor:
+        """Which points x (n, dim) meet a spline beyond its interval on their way back to z, (n,) bool."""
+        t = self.transform
+        steps = [(part(), _bound(part)) for part in (t.transforms if isinstance(t, zuko.lazy.LazyComposedTransform) else [t])]
+        back = [(step.inv, bound) for step, bound in reversed(steps)]
+        return _beyond(x, steps if self.inverted else back)
 
     def _forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
         out: tuple[Tensor, Tensor] = self.transform().call_and_ladj(y)
@@ -67,6 +79,41 @@ class TorchLayers(nn.Module):
             log_det, x = log_det - _per_point(t, t.log_abs_det_jacobian(z, x)), z
             _forget(t)
         return x, log_det
+
+    def outside(self, x: Tensor) -> Tensor:
+        """As ZukoLayers has it."""
+        return _beyond(x, [(partial(_inverse, t), _pyro_bound(t)) for t in reversed(self.parts)])
+
+
+def _pyro_bound(t: Any) -> float:
+    """Where Pyro's splines end; those of a coupling are its parts."""
+    parts = (t, *t.modules()) if isinstance(t, nn.Module) else (t,)
+    return min((float(b) for m in parts if (b := getattr(m, "bound", None)) is not None), default=math.inf)
+
+
+def _inverse(t: Any, x: Tensor) -> Tensor:
+    z: Tensor = t.inv(x)
+    _forget(t)
+    return z
+
+
+def _bound(part: Any) -> float:
+    """Where the splines of a lazy zuko transform end: they are the identity beyond."""
+    make = getattr(part, "univariate", None)
+    options = getattr(make, "keywords", {})
+    spline = getattr(make, "func", make) is zuko.transforms.MonotonicRQSTransform
+    return float(options.get("bound", ZUKO_BOUND)) if spline else math.inf
+
+
+def _beyond(x: Tensor, steps: Sequence[tuple[Any, float]]) -> Tensor:
+    """Which points x (n, dim) are beyond the bound of any of the maps that they go through, (n,) bool."""
+    if all(bound == math.inf for _, bound in steps):
+        return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+    out = x.new_zeros(x.shape[:-1], dtype=torch.bool)
+    for step, bound in steps:
+        out = out | (x.abs() > bound).any(-1)
+        x = step(x)
+    return out
 
 
 def _per_point(t: Any, log_det: Tensor) -> Tensor:

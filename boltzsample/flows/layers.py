@@ -42,9 +42,9 @@ class Univariate:
         return self.make(*unpack(theta.unflatten(-1, (-1, self.total)), self.shapes))
 
 
-def affine() -> Univariate:
-    """x = t + e^s z, s softly within +- log 1000."""
-    return Univariate(MonotonicAffineTransform, ((), ()))
+def affine(slope: float = 1e-3) -> Univariate:
+    """x = t + e^s z, s softly within +- |log slope|."""
+    return Univariate(partial(MonotonicAffineTransform, slope=slope), ((), ()))
 
 
 def additive() -> Univariate:
@@ -187,6 +187,14 @@ class Stack(nn.Module):
             x, more = layer.pull(x)  # type: ignore[operator]
             log_det = log_det + more
         return x, log_det
+
+    def outside(self, x: Tensor) -> Tensor:
+        """Which points x (n, dim) lie beyond the interval of the last splines, (n,) bool."""
+        stack: list[Any] = list(self.layers)
+        bound = min((layer.f.bound for layer in stack if hasattr(layer, "f")), default=math.inf)
+        while bound < math.inf and stack and not hasattr(stack[-1], "f"):  # the affine layers that the splines stand behind
+            x = stack.pop().pull(x)[0]
+        return (x.abs() > bound).any(-1)
 
     def push_with_score(self, z: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_det = z.new_zeros(z.shape[:-1])

@@ -7,18 +7,24 @@ from typing import NamedTuple
 
 import torch
 
+from boltzsample.estimates.tails import khat
 from boltzsample.flows.flow import Flow
 from boltzsample.streams import Rng
 from boltzsample.target import Target
 
 
 class Look(NamedTuple):
-    """E_q log w and its standard error over the draws of non-zero weight, log mean w, and the ESS as a share of the draws."""
+    """The ELBO and its standard error, log mean w, the ESS as a share of the draws, and k-hat of the weights (-inf: no tail to fit).
+
+    Where a share 1 - a of the draws falls on zero density E_q log w is -inf; the bound is then that of the flow cut to the support,
+    E_q[log w | w > 0] + log a <= log Z (Jensen), so that mass beyond a hard edge counts as what it costs.
+    """
 
     elbo: float
     stderr: float
     log_z: float
     ess: float
+    khat: float = -math.inf
 
     @property
     def gap(self) -> float:
@@ -43,7 +49,10 @@ def look(flow: Flow, target: Target, n: int, rng: Rng) -> Look:
     log_w = torch.where(log_p < torch.inf, log_p - log_q, -torch.inf)  # NaN is no density either
     fine = log_w[log_w.isfinite()]
     if len(fine) < 2:
-        return Look(-math.inf, math.inf, -math.inf, 0.0)
+        return Look(-math.inf, math.inf, -math.inf, 0.0, math.inf)
     total = fine.logsumexp(0)
     ess = float((2 * total - (2 * fine).logsumexp(0)).exp())
-    return Look(float(fine.mean()), float(fine.std()) / math.sqrt(len(fine)), float(total) - math.log(n), ess / n)
+    a = len(fine) / n
+    stderr = math.hypot(float(fine.std()) / math.sqrt(len(fine)), math.sqrt((1 - a) / (a * n)))
+    k = float(khat((log_w - fine.max()).exp()[:, None]))
+    return Look(float(fine.mean()) + math.log(a), stderr, float(total) - math.log(n), ess / n, -math.inf if math.isnan(k) else k)

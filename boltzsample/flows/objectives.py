@@ -7,8 +7,7 @@ Nobody differentiates through a target: with g = grad log p(x) taken once, detac
                                                                  does not vanish at q = p (Roeder, Wu & Duvenaud 2017, eq. 6)
     forward KL       - sum_i W_i log q(x_i)                      given weighted draws of p; W sums to one
 
-so a flow trains on a NumPy or JAX density, for one gradient of p a draw. Draws at which log p or g is infinite, or log p NaN, have
-no say; a NaN gradient has come as zero (target.log_prob_and_grad).
+so a flow trains on a NumPy or JAX density, for one gradient of p a draw. Draws at which log p or g is infinite or NaN have no say.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor
 from boltzsample.draws import Draws
 from boltzsample.flows.flow import Flow, NoInverse
 from boltzsample.streams import Rng
-from boltzsample.target import Target, log_prob_and_grad
+from boltzsample.target import Target, as_given
 
 
 class Step(NamedTuple):
@@ -85,7 +84,8 @@ def has_path_gradient(flow: Flow) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class InDtype:
-    """A target asked in a dtype of its own, whatever that of the points."""
+    """A target asked in a dtype of its own, whatever that of the points. log_prob is NaN where the gradient is, so that no view around it
+    that makes such a gradient zero can give the point a say."""
 
     target: Target
     dtype: torch.dtype
@@ -101,7 +101,8 @@ class InDtype:
         return self.log_prob_and_grad(x)[1]
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_p, grad = log_prob_and_grad(self.target, x.to(self.dtype))
+        log_p, grad = (t.detach() for t in as_given(self.target, x.to(self.dtype)))
+        log_p = torch.where((grad == grad).all(-1), log_p, torch.nan)
         return log_p.to(x.dtype), grad.to(x.dtype)
 
 
@@ -144,10 +145,11 @@ def _push_with_score(flow: Flow, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _target_at(flow: Flow, target: Target, u: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
     """log p and its gradient with respect to u at x = whitening(u), and the log-det of the whitening."""
     if flow.whitening is None:
-        return *log_prob_and_grad(target, u), 0.0
+        log_p, g = as_given(target, u)
+        return log_p.detach(), g.detach(), 0.0
     x, more, vjp = flow.whitening.push_vjp(u)
-    log_p, g = log_prob_and_grad(target, x)
-    return log_p, vjp(g), more
+    log_p, g = as_given(target, x)
+    return log_p.detach(), vjp(g.detach()), more
 
 
 def _valid(log_w: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

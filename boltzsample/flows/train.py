@@ -1,7 +1,8 @@
 """Training a flow on a target: Adam in rounds of cosine-annealed steps, each ended by a look at fresh draws.
 
-A round is `steps` gradient steps with the learning rate on half a cosine from lr to 0; the later ones have three times as many. After
-each, the ELBO E_q log w of the averaged parameters and its standard error come from draws of their own. Training stops when
+A round is `steps` gradient steps with the learning rate on half a cosine from lr to 0; the later ones have three times as many. A path
+gradient loses its variance on the way, so 256 draws a step are enough; the plain one keeps it, and many short steps average it best.
+After each round the ELBO E_q log w of the averaged parameters and its standard error come from draws of their own. Training stops when
 
     log Z-hat - ELBO + 2 se <= enough                          what is left of KL(q || p) does not matter any more, or
     ELBO_r - ELBO_(r-1) <= 2 sqrt(se_r^2 + se_(r-1)^2)         the round brought nothing that its own error bar could see,
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -39,12 +40,14 @@ COMPILE_FROM = 20_000  # planned steps from which the compiling is paid back (do
 COMPILING = 300.0  # seconds of budget below which it is not tried
 FUSED: dict[str, bool] = {"epilogue_fusion": True}  # inductor's own ways: splines 2.2 times as fast as eager, 1.9 with the house's options
 FIRST_BETA = 0.05
+PATH, PLAIN = (256, 5e-3, 1), (128, 1e-2, 4)  # draws a step, learning rate, times as many steps
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a flow is trained. steps: of the first round, three times as many in each of the other `rounds`. batch: draws a step.
-    lr: of Adam, at the start of a round. path: path gradients; None: where they are to be had. anneal: the share of the first round
+    """How a flow is trained. steps: of the first round, three times as many in each of the other `rounds`. batch: draws a step; None:
+    256 for a path gradient, and for a plain one four times as many steps of 128 draws. lr: of Adam, at the start of a round; None:
+    5e-3, plain 1e-2. path: path gradients; None: where they are to be had. anneal: the share of the first round
     over which the target is flattened, log p times beta from .05 to 1, against mode seeking. enough: nats of KL that may be left.
     look: draws on which a round is judged. share: of the run's budget, as it stands when the training ends. clip: of the gradient's
     norm. average: decay of the averaged parameters. dtype: of the network while it is trained.
@@ -52,10 +55,10 @@ class Training:
     Raises ValueError.
     """
 
-    steps: int = 500
+    steps: int = 600
     rounds: int = 2
-    batch: int = 512
-    lr: float = 5e-3
+    batch: int | None = None
+    lr: float | None = None
     path: bool | None = None
     anneal: float = 0.0
     enough: float = 0.01
@@ -68,10 +71,16 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("steps", "rounds", "batch", "look"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if (not isinstance(value, int) or isinstance(value, bool) or value < 1) and (name, value) != ("batch", None):
                 raise ValueError(f"{name} is {value!r}; wanted an integer >= 1")
-        if not self.lr > 0 or not 0 <= self.anneal <= 1 or not 0 < self.share <= 1:
+        if (self.lr is not None and not self.lr > 0) or not 0 <= self.anneal <= 1 or not 0 < self.share <= 1:
             raise ValueError(f"lr is {self.lr}, anneal {self.anneal}, share {self.share}; wanted lr > 0, anneal in [0, 1], share in (0, 1]")
+
+    def filled(self, path: bool) -> Training:
+        """With batch and lr in place of None, for path gradients or plain ones."""
+        batch, lr, times = PATH if path else PLAIN
+        steps = self.steps * times if self.batch is None else self.steps
+        return replace(self, steps=steps, batch=self.batch or batch, lr=self.lr or lr, path=path)
 
     @property
     def planned(self) -> int:
@@ -133,13 +142,15 @@ class _Lesson:
     stopped: str | None = None
 
     def __post_init__(self) -> None:
-        s, backend = self.settings, self.run.backend
+        backend, path = self.run.backend, self.settings.path
+        self.settings = s = self.settings.filled(has_path_gradient(self.given) if path is None else path)
         self.flow = self.given.to(backend.device, s.dtype).with_base(narrow(self.given.base))
-        self.optimizer = Optimizer(self.flow.layers, s.lr, s.clip, s.average)
-        self.beta = torch.ones((), dtype=backend.dtype, device=backend.device)
-        told = InDtype(Tempered(self.target, self.beta) if s.anneal > 0 else self.target, backend.dtype)
-        path = has_path_gradient(self.flow) if s.path is None else s.path
-        objective: Objective = reverse_kl_path if path else reverse_kl
+        self.optimizer = Optimizer(self.flow.layers, s.lr or 0.0, s.clip, s.average)
+        self.batch: int = s.batch or 0
+        self.beta = torch.ones((), dtype=s.dtype, device=backend.device)
+        told: Target = InDtype(self.target, backend.dtype)
+        told = Tempered(told, self.beta) if s.anneal > 0 else told
+        objective: Objective = reverse_kl_path if s.path else reverse_kl
         hurried = self.run.budget.seconds is not None and self.run.budget.seconds < COMPILING
         compile = s.planned >= COMPILE_FROM and not hurried if backend.compile == "auto" else backend.compile
         self.step = Stepper(lambda z: objective(self.flow, told, z), compile, FUSED)
@@ -151,7 +162,7 @@ class _Lesson:
         began, seconds = time.monotonic(), self._seconds_left()
         with self.run.progress.phase(self.name, steps) as bar:
             for i in range(steps):
-                if (why := self.run.must_stop(self.settings.batch + self.settings.look, self.settings.share)) is not None:
+                if (why := self.run.must_stop(self.batch + self.settings.look, self.settings.share)) is not None:
                     self.stopped = why
                     break
                 gone: float = max(i / steps, (time.monotonic() - began) / seconds)
@@ -186,9 +197,9 @@ class _Lesson:
     def _made(self, rng: Rng, data: Draws | None) -> Step:
         with torch.enable_grad():
             if data is not None:
-                return forward_kl(self.flow, *some(data, self.settings.batch, rng))
-            made = self.step(self.flow.base.sample(rng, self.settings.batch))
-        self._spend((0, self.settings.batch))
+                return forward_kl(self.flow, *some(data, self.batch, rng))
+            made = self.step(self.flow.base.sample(rng, self.batch))
+        self._spend((0, self.batch))
         return made
 
     def _flatten(self, gone: float) -> None:
@@ -227,7 +238,7 @@ class _Lesson:
         if limit is None:
             return steps
         left = self.settings.share * (limit - self.run.reserve) - self.run.ledger.total - self.settings.look
-        return max(0, min(steps, int(left // self.settings.batch)))
+        return max(0, min(steps, int(left // self.batch)))
 
     def _seconds_left(self) -> float:
         limit = self.run.budget.seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from torch import Tensor
@@ -70,6 +70,16 @@ class Run:
     handover: dict[str, Tensor] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
+    def part(self, r: int) -> Run:
+        """The run of replicate r where replicates come one after another: an equal part of what the budget has left."""
+        b, waiting = self.budget, self.replicates - r
+        evaluations, seconds = b.evaluations, b.seconds
+        if evaluations is not None:
+            evaluations -= max(evaluations - self.reserve - self.ledger.total, 0) * (waiting - 1) // waiting
+        if seconds is not None:
+            seconds -= max(seconds - (time.monotonic() - self.began), 0.0) * (waiting - 1) / waiting
+        return replace(self, budget=Budget(evaluations, seconds))
+
     def must_stop(self, price: int = 0, share: float = 1.0) -> str | None:
         """Why the run has to stop before spending `price` more evaluations of this share of its budget: a flag code or None."""
         if self.interrupt.requested:
@@ -114,6 +124,9 @@ class Sampler(ABC):
 
     log_z: ClassVar[bool] = False
     learns: ClassVar[bool] = False  # from draws, the `data` of `fit`
+
+    def check(self, target: Target, data: Draws | None) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Raise what can be known to be wrong before anything is spent."""
 
     def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
         """A better copy of itself; the default needs no fitting."""

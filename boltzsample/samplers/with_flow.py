@@ -16,7 +16,7 @@ from boltzsample.flags import Flag, flag
 from boltzsample.flows.base import Base, DefensiveBase, Normal
 from boltzsample.flows.choose import choose
 from boltzsample.flows.families import make_flow
-from boltzsample.flows.flow import Flow
+from boltzsample.flows.flow import Flow, NoInverse
 from boltzsample.flows.train import Training, train
 from boltzsample.samplers.frozen_smc import Annealed, FrozenSMC
 from boltzsample.samplers.sampler import Run, Sampler, nan_flags
@@ -41,7 +41,19 @@ class WithFlow(Sampler):
 
     def trained(self, target: Target, run: Run, data: Draws | None) -> tuple[Flow, ...]:
         """A trained flow for each replicate, one after another, each with a stream of its own."""
-        return tuple(self._train(target, replace(run, stream=run.stream.child("flow", r)), r, data) for r in range(run.replicates))
+        own = (replace(run.part(r), stream=run.stream.child("flow", r)) for r in range(run.replicates))  # a part of what is left then
+        return tuple(self._train(target, part, r, data) for r, part in enumerate(own))
+
+    def check(self, target: Target, data: Draws | None) -> None:
+        """NoInverse where draws are to be learned from and the flow has no cheap inverse, ShapeError for one of another dimension."""
+        named = make_flow(self.flow, target.dim, Stream(0).rng()) if isinstance(self.flow, str) else self.flow
+        for flow in self.flows or ((named,) if named is not None else ()):
+            of_dim(flow, target)
+            if data is not None and not flow.has_pull:
+                raise NoInverse(
+                    f"data= is learned from by maximum likelihood, which takes the inverse, and that of {flow!r} is not cheap; "
+                    "wanted a flow with one, such as 'realnvp' or 'maf'"
+                )
 
     def _train(self, target: Target, run: Run, r: int, data: Draws | None) -> Flow:
         base, init = DefensiveBase(target.dim), run.stream.child("init").rng(run.backend.dtype, run.backend.device)
@@ -85,9 +97,7 @@ class WithFlow(Sampler):
 
 def fitting(flow: Flow, target: Target, run: Run) -> Flow:
     """The flow on the run's device and in its dtype. Raises ShapeError for one of another dimension, ValueError for a noisy log-det."""
-    if flow.dim != target.dim:
-        came = f"the flow has {flow.dim} dimensions and the target {target.dim}"
-        raise ShapeError(f"{came}; wanted the same: make_flow(family, dim={target.dim}, ...)")
+    of_dim(flow, target)
     if any(getattr(part, "probes", 0) for part in flow.layers.modules()):
         raise ValueError(
             "this flow estimates its log-det with Hutchinson's probes, whose noise of variance s^2 biases weights and log Z by s^2 / 2; "
@@ -96,6 +106,13 @@ def fitting(flow: Flow, target: Target, run: Run) -> Flow:
     there = {t.device for t in flow.parameters()} or {run.backend.device}
     same = flow.dtype == run.backend.dtype and there == {run.backend.device}
     return flow if same else flow.to(run.backend.device, run.backend.dtype)
+
+
+def of_dim(flow: Flow, target: Target) -> None:
+    """Raises ShapeError for a flow of another dimension than the target's."""
+    if flow.dim != target.dim:
+        came = f"the flow has {flow.dim} dimensions and the target {target.dim}"
+        raise ShapeError(f"{came}; wanted the same: make_flow(family, dim={target.dim}, ...)")
 
 
 def weighted(

@@ -1,0 +1,149 @@
+"""How good a trained flow is as a proposal, and at what price: the ESS of its weights, log Z by two ways, Laplace's beside.
+
+    python -m benchmarks weights                                   # funnel, cancer, German credit; seeds 0-4; minutes each
+    python -m benchmarks weights --problem cancer --seeds 0 1 --ledger weights.jsonl
+
+flow-is          bz.sample(method="flow-is", n=10_000) with its defaults: search, pilots, training, draws, second look, all counted
+30 s             the same with bz.Budget(seconds=30)
+latent-mcmc      the same with method="latent-mcmc": its log Z is by bridge sampling between chains and flow
+Laplace          10,000 draws of Laplace's approximation N(x*, H^-1) at the best optimum of 32 ascents, weighted
+
+ESS is Kish's, (sum w)^2 / sum w^2, in percent of the draws. Runs are kept in a ledger, as those of the suite. Exit code 1: an ESS below
+--least, or two ways to log Z further than four joint errors apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import boltzsample as bz
+from benchmarks import ledger
+from benchmarks.scores import kish
+from boltzsample.ascent import ascend
+from boltzsample.laplace import laplace
+from boltzsample.streams import Stream
+from targets import Problem, problem
+
+PROBLEMS = ("funnel-sd3", "cancer", "german-credit")
+VERSION = 1
+CONFLICT = 4.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run; its fields are the key of its line."""
+
+    problem: str
+    way: str
+    seed: int
+    n: int
+    version: int = VERSION
+
+
+KEY = tuple(Job.__dataclass_fields__)
+
+
+def flow_is(p: Problem, job: Job) -> bz.Result:
+    return bz.sample(p.target, "flow-is", n=job.n, seed=job.seed, progress=False)
+
+
+def hurried(p: Problem, job: Job) -> bz.Result:
+    return bz.sample(p.target, "flow-is", n=job.n, seed=job.seed, budget=bz.Budget(seconds=30.0), progress=False)
+
+
+def chains(p: Problem, job: Job) -> bz.Result:
+    return bz.sample(p.target, "latent-mcmc", n=job.n, seed=job.seed, progress=False)
+
+
+def by_laplace(p: Problem, job: Job) -> bz.Result:
+    points = Stream(job.seed).child("laplace").rng().normal(32, p.target.dim)
+    climb = ascend(p.target, points, reach=0.1 * points.norm(dim=-1), rounds=1000)
+    top = climb.log_p.argmax()
+    hill, _ = laplace(p.target, climb.x[top], climb.log_p[top], torch.ones_like(points[0]))
+    q = torch.distributions.MultivariateNormal(hill.x, precision_matrix=hill.C @ hill.C.T)
+    return bz.importance(p.target, q, n=job.n, seed=job.seed, witness=False, progress=False)
+
+
+WAYS: dict[str, Callable[[Problem, Job], bz.Result]] = {"flow-is": flow_is, "30 s": hurried, "latent-mcmc": chains, "Laplace": by_laplace}
+
+
+def measure(job: Job) -> ledger.Record:
+    """The line of one run."""
+    p = problem(job.problem)
+    r = WAYS[job.way](p, job)
+    est, flags = r.log_z(), {f.code: f.severity for f in r.flags}
+    found = {
+        "log_z": float(est.value),
+        "stderr": float(est.stderr),
+        "log_z_status": str(est.status),
+        "ess": kish(r),
+        "status": str(r.status),
+    }
+    spent = {"evaluations": r.evaluations, "seconds": r.seconds}
+    return {**asdict(job), **ledger.here(), "threads": torch.get_num_threads(), **found, **spent, "flags": flags}
+
+
+def row(name: str, way: str, found: list[ledger.Record]) -> str:
+    """One line of the table."""
+    truth = problem(name).truth["log_z"]
+    ess = [100 * e for r in found if (e := ledger.number(r["ess"])) is not None]
+    errors = [float(r["log_z"]) - float(truth.value) for r in found]
+    rms, bar = math.sqrt(statistics.fmean(e * e for e in errors)), statistics.fmean(float(r["stderr"]) for r in found)
+    shares = f"{statistics.median(ess):.1f} ({min(ess):.1f})" if ess else ""
+    seconds, evaluations = ([r[key] for r in found] for key in ("seconds", "evaluations"))
+    spread = max(float(r["log_z"]) for r in found) - min(float(r["log_z"]) for r in found)
+    counts = "/".join(str(sum(r["status"] == s for r in found)) for s in ("ok", "caution", "untrusted"))
+    cost = f"{statistics.median(seconds):.0f} ({max(seconds):.0f}) | {statistics.median(evaluations):.2e} ({max(evaluations):.2e})"
+    return f"| {name} | {way} | {len(found)} | {counts} | {shares} | {rms:.4f} | {bar:.4f} | {spread:.4f} | {cost} |"
+
+
+def apart(one: list[ledger.Record], other: list[ledger.Record]) -> float:
+    """The largest distance of two estimates of log Z of one seed, in joint standard errors."""
+    pairs = [(a, b) for a in one for b in other if a["seed"] == b["seed"]]
+    joint = [(float(a["log_z"]) - float(b["log_z"])) / math.hypot(float(a["stderr"]), float(b["stderr"])) for a, b in pairs]
+    return max((abs(z) for z in joint), default=math.nan)
+
+
+def run(args: argparse.Namespace) -> int:
+    torch.set_num_threads(args.threads)
+    known = ledger.latest(ledger.read(args.ledger)[0], KEY)
+    broken, lines = False, []
+    for name in args.problem:
+        found: dict[str, list[ledger.Record]] = {}
+        for way in args.way:
+            for seed in args.seeds:
+                job = Job(name, way, seed, args.n)
+                key = ledger.key(asdict(job), KEY)
+                if key not in known:
+                    known[key] = measure(job)
+                    ledger.append(args.ledger, known[key])
+                found.setdefault(way, []).append(known[key])
+            print(row(name, way, found[way]), flush=True)
+        if {"flow-is", "latent-mcmc"} <= found.keys():
+            worst = apart(found["flow-is"], found["latent-mcmc"])
+            lines.append(f"{name}: importance sampling and bridge sampling at most {worst:.1f} joint errors apart")
+            broken |= not worst <= CONFLICT
+        broken |= "flow-is" in found and statistics.median(100 * float(r["ess"]) for r in found["flow-is"]) < args.least
+    print("", *lines, sep="\n")
+    return int(broken)
+
+
+def add_command(commands: Any) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser("weights", help="trained flows as proposals: ESS, log Z", description=__doc__, formatter_class=formatter)
+    parser.add_argument("--problem", nargs="+", default=PROBLEMS, metavar="NAME")
+    parser.add_argument("--way", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), metavar="S")
+    parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--least", type=float, default=95.0, help="percent of ESS wanted of flow-is (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ledger", type=Path, default=Path("weights.jsonl"), metavar="PATH")
+    parser.set_defaults(run=run)
