@@ -39,6 +39,7 @@ KINDS: dict[str, Kind] = {
     # density
     "NAN_EVAL": Kind("info", "log_prob returned NaN; those proposals were rejected and counted", "evaluate log_prob at the point kept in result.draws.bad_x"),
     "NO_GRADIENT": Kind("info", "the density has no gradient, so a random walk was used", "give a gradient for far faster mixing"),
+    "IMPROPER_SUSPECTED": Kind("untrusted", "the density seems to have no finite integral, so there is nothing to normalize", "add the prior or the bound that makes it a density"),
     # chains
     "RHAT": Kind("caution", "split R-hat says that the chains disagree", "run longer (n=) or use a method that crosses between modes"),
     "NESTED_RHAT": Kind("untrusted", "chains from different starts have different means", "run longer; between far modes no run of local moves is long enough"),

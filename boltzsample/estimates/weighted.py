@@ -23,7 +23,7 @@ from boltzsample.draws import Draws, Estimate
 from boltzsample.estimates.assembly import finish, in_units, no_mean, probability_interval, refuse
 from boltzsample.estimates.chains import Bar
 from boltzsample.estimates.columns import Columns, columns, located
-from boltzsample.estimates.diagnostics import FEW_VALUES, value_checks
+from boltzsample.estimates.diagnostics import FEW_VALUES, heavy_check, value_checks
 from boltzsample.estimates.ensembles import by_chance, ensemble_flags, one_weight_each
 from boltzsample.estimates.intervals import t_interval
 from boltzsample.estimates.tails import ends, is_calm, khat
@@ -74,6 +74,8 @@ def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
     f = columns(usable(y, draws), draws)
     mean, bar, g = weighted_bar(f.z, w)
     flags = bar.flags + value_checks(f) + dead_values(y, draws) + weight_flags(w, draws) + function_flags(f, g, w)
+    evenly = f.z.flatten(0, 1)[even_index(draws.log_weight.flatten().cpu())]  # the tails of f under the target, not under the proposal
+    flags += heavy_check(evenly[:, None], skip=f.binary)
     ess = _effective(f.z, mean, bar, w)
     if bool(f.binary.any()):
         p, n_eff = (f.centre + f.back(mean)).clamp(0, 1), torch.where(f.constant, _ess_of_x(draws, w), ess).clamp(max=w.ess)

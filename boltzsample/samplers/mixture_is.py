@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.ascent import ascend
-from boltzsample.draws import Draws
+from boltzsample.draws import Draws, Estimate
 from boltzsample.errors import NoGradient
 from boltzsample.estimates.evidence import log_z
 from boltzsample.flags import flag
@@ -30,6 +30,7 @@ from boltzsample.maps import Dense, Diagonal
 from boltzsample.mixture import DefensiveMixture
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.flow_is import against
+from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.local import gaussians, local_chains
 from boltzsample.samplers.modes import optima
 from boltzsample.samplers.refine import Draw, floored, pilot, refine
@@ -109,7 +110,7 @@ class MixtureIS(Sampler):
         for r, draws in enumerate(replicates):
             own = replace(run, stream=run.stream.child("second look", r))
             smc = self.explorer.again(target, self.explored[r % len(self.explored)], POWER, own) if self.explored else None
-            verdicts.append(Verdict() if smc is None or not math.isfinite(smc.stderr) else against(log_z(draws), smc, "from the wide base"))
+            verdicts.append(_compared(log_z(draws), smc, run.starts.modes is not None))
         return verdicts
 
     def _enough(self, n: int) -> int:
@@ -131,6 +132,16 @@ class MixtureIS(Sampler):
         first = pilot(view, _weighed(best), len(best.z), rng, run)
         done = refine(view, max(first, best, key=lambda d: d.score), k, run.stream.child("refine"), run)
         return done, len(hills), _forgotten(view, pool, done, run), seen._replace(x=seen.x[:0])
+
+
+def _compared(estimate: Estimate, smc: Annealed | None, told: bool) -> Verdict:
+    """What the second run says. told: the user named modes, which a run from the wide base need not have found: less than the draws have is
+    then no conflict."""
+    if smc is None or not math.isfinite(smc.stderr):
+        return Verdict()
+    if told and smc.log_z < float(estimate.value):
+        return Verdict((), f"SMC from the wide base: log Z {smc.log_z:.3f}, less than the draws have with the modes given")
+    return against(estimate, smc, "from the wide base")
 
 
 def _weighed(first: Draw) -> Any:

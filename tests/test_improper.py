@@ -1,0 +1,52 @@
+"""Densities without a finite integral are named, and no density of the zoo is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import boltzsample as bz
+from boltzsample.backend import Backend
+from boltzsample.densities import StudentT
+from boltzsample.improper import improper_flags
+from boltzsample.maps import Diagonal
+from boltzsample.samplers.sampler import Ledger
+from boltzsample.samplers.starts import Starts
+from boltzsample.streams import Stream
+from boltzsample.target import LogProb
+from targets import PROBLEMS
+from targets.controls import control
+from tests.counted import Counted
+from tests.small import codes
+from tests.zoo import get
+
+
+def look(target: bz.Target) -> tuple[bz.Flag, ...]:
+    one = torch.ones(target.dim, dtype=torch.float64)
+    return improper_flags(target, Starts(StudentT(Diagonal(0 * one, one))), Backend(), Stream(0), Ledger())
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_no_density_of_the_zoo_is_called_improper(name: str) -> None:
+    assert look(get(name).target) == ()
+
+
+def test_a_cauchy_is_proper() -> None:
+    assert look(control("cauchy").target) == ()
+
+
+@pytest.mark.parametrize(
+    "log_prob",
+    [lambda x: 0 * x[..., 0], lambda x: -0.5 * x[..., 0] ** 2, lambda x: -torch.log1p(x.norm(dim=-1)), lambda x: 3 * x[..., 1]],
+    ids=["flat", "flat along an axis", "1/r", "growing"],
+)
+def test_improper_ones_are_named(log_prob: LogProb) -> None:
+    (found,) = look(bz.from_log_prob(log_prob, dim=2))
+    assert found.code == "IMPROPER_SUSPECTED" and "log r along" in found.detail
+
+
+def test_a_run_on_an_improper_density_is_untrusted_and_counted() -> None:
+    counted = Counted(bz.from_log_prob(lambda x: -0.5 * x[..., 0] ** 2, dim=2))
+    r = bz.sample(counted, "mcmc", n=500, seed=0, witness=False)
+    assert "IMPROPER_SUSPECTED" in codes(r) and r.status == "untrusted" and r.expectation(lambda x: x[..., 0]).status == "untrusted"
+    assert r.evaluations == counted.total
