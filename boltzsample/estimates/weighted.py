@@ -29,6 +29,8 @@ from boltzsample.estimates.intervals import t_interval
 from boltzsample.estimates.tails import ends, is_calm, khat
 from boltzsample.flags import Flag, flag
 
+HEAVY_EVENLY = 0.7  # k-hat of evenly resampled draws, whose copies make it noisier; the weights have checks of their own
+
 
 class Weights(NamedTuple):
     """Normalized weights (units, draws), their sum over each unit (units,), and Kish's ESS of units and of draws."""
@@ -75,7 +77,7 @@ def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
     mean, bar, g = weighted_bar(f.z, w)
     flags = bar.flags + value_checks(f) + dead_values(y, draws) + weight_flags(w, draws) + function_flags(f, g, w)
     evenly = f.z.flatten(0, 1)[even_index(draws.log_weight.flatten().cpu())]  # the tails of f under the target, not under the proposal
-    flags += heavy_check(evenly[:, None], skip=f.binary)
+    flags += tuple(h for h in heavy_check(evenly[:, None], skip=f.binary) if (h.value or 0.0) >= HEAVY_EVENLY)
     ess = _effective(f.z, mean, bar, w)
     if bool(f.binary.any()):
         p, n_eff = (f.centre + f.back(mean)).clamp(0, 1), torch.where(f.constant, _ess_of_x(draws, w), ess).clamp(max=w.ess)
