@@ -3,11 +3,14 @@
 A step draws noise, pushes it, asks the target (a correlated Gaussian) for its gradient, goes back, and moves the parameters by Adam.
 All have 8 couplings (alternating halves), networks of 2 x 64 units, 512 draws, float32, one thread. Ours and a peer run in turns, the
 order alternating; the ratio is the median over pairs. Bare zuko is its transform in the one-pass direction, without any of our code.
+
+    python -m benchmarks flows --to-ess funnel-sd3 cancer          # whole trainings: does compile="auto" ever cost time?
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -161,8 +164,57 @@ def rows(dim: int, spline: bool, compile: bool) -> list[str]:
     return out
 
 
+# ---- to an ESS ----
+
+LONG = {"batch": 64, "steps": 7_000, "enough": -1.0}  # whose second round is long enough for compile="auto"
+
+
+def trained(name: str, compile: bool | str, seed: int, more: dict[str, Any]) -> tuple[float, float, float]:
+    """Seconds of training until the first look with 90% of ESS and of all of it, and the last ESS: couplings on a problem of the zoo."""
+    from boltzsample.backend import Backend
+    from boltzsample.flows.families import make_flow
+    from boltzsample.flows.train import Training, train
+    from boltzsample.locate import locate
+    from boltzsample.progress import Interrupt, Progress
+    from boltzsample.samplers.sampler import Budget, Ledger, Run
+    from boltzsample.streams import Stream
+    from targets import problem
+
+    target, backend, stream, ledger = problem(name).target, Backend(compile=compile), Stream(seed), Ledger()  # type: ignore[arg-type]
+    with torch.no_grad():
+        starts = locate(target, None, None, backend, stream, ledger, Budget(), False)
+        run = Run(backend, stream, starts, ledger, Budget(), Progress(False), Interrupt())
+        flow = make_flow("realnvp", target.dim, stream.child("flow").rng(), whitening=starts.first_map(backend, target.dim))
+        found = train(flow, target, run, Training(**more))
+    good = [t for t, look in zip(found.seconds, found.looks, strict=True) if look.ess >= 0.9]
+    return good[0] if good else math.inf, found.seconds[-1], found.looks[-1].ess
+
+
+def to_an_ess(args: argparse.Namespace) -> int:
+    """compile="auto" beside eager, in turns."""
+    print("| problem | training | s to 90% ESS: eager, auto | ratio | s in all: eager, auto | ratio | last ESS, % |")
+    print("|---|---|---|---|---|---|---|")
+    worst = 0.0
+    for name in args.to_ess:
+        for label, more in (("default", {}), *((("long", LONG),) if args.compile else ())):
+            found: dict[Any, list[tuple[float, float, float]]] = {False: [], "auto": []}
+            for seed in range(args.repeats):
+                for compile in (False, "auto") if seed % 2 else ("auto", False):
+                    found[compile].append(trained(name, compile, seed, more))
+            pairs = list(zip(found[False], found["auto"], strict=True))
+            cells = []
+            for k in (0, 1):
+                ratio, eager, auto = (statistics.median(v) for v in zip(*((b[k] / a[k], a[k], b[k]) for a, b in pairs), strict=True))
+                worst = max(worst, ratio)
+                cells.append(f"{eager:.1f}, {auto:.1f} | {ratio:.2f}")
+            print(f"| {name} | {label} | {' | '.join(cells)} | {100 * statistics.median(b[2] for _, b in pairs):.1f} |", flush=True)
+    return int(worst > 1.05)
+
+
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
+    if args.to_ess:
+        return to_an_ess(args)
     print(f"threads {args.threads}, torch {torch.__version__}, float32, {COUPLINGS} couplings, hidden {HIDDEN}, batch {BATCH}\n")
     print("| flow | beside | ours, plain gradient, eager (ms) | theirs (ms) | ours / theirs |\n|---|---|---|---|---|")
     for dim in args.dim:
@@ -177,5 +229,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--dim", nargs="*", type=int, default=[10, 32])
     parser.add_argument("--family", choices=["affine", "spline"], help="one of them (default: both)")
     parser.add_argument("--compile", action="store_true", help="compiled steps too (a minute or two of compiling)")
+    parser.add_argument("--to-ess", nargs="+", metavar="PROBLEM", help='instead: seconds to 90%% of ESS, compile="auto" beside eager')
+    parser.add_argument("--repeats", type=int, default=3, help="of --to-ess")
     parser.add_argument("--threads", type=int, default=1)
     parser.set_defaults(run=run)

@@ -187,3 +187,24 @@ def test_chains_that_were_never_fitted_make_independence_moves() -> None:
     assert isinstance(kernel, LocalThenIndependent)
     r = bz.sample(bz.from_log_prob(normal, dim=2), bz.LatentMCMC(flow, mcmc=SHORT), n=2_000, fit=False, seed=0, witness=False)
     assert abs(float(r.expectation(lambda x: x[..., 0] ** 2).value) - 1) < 0.3
+
+
+def test_compiling_by_itself_waits_for_a_later_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first round may be the last, so "auto" never compiles in it, and later only where the steps pay."""
+    import boltzsample.flows.train as module
+
+    made: list[bool] = []
+
+    class Recorded(module.Stepper):
+        def __init__(self, fn: Any, compile: bool, *rest: Any) -> None:
+            made.append(compile)
+            super().__init__(fn, False, *rest)
+
+    monkeypatch.setattr(module, "Stepper", Recorded)
+    monkeypatch.setattr(module, "COMPILE_FROM", 30)
+    asked = Training(steps=10, rounds=2, batch=16, look=4_000, enough=-1.0)
+    for compile, family, wanted in (("auto", "realnvp", [False, True]), ("auto", "affine-iaf", [False]), (True, "realnvp", [True])):
+        made.clear()
+        there = replace(run(), backend=Backend(compile=compile))
+        trained = train(make_flow(family, 2, rng()), bz.from_log_prob(lambda x: normal(x - 1), dim=2), there, asked)
+        assert made == wanted and len(trained.looks) == len(trained.seconds) == 2

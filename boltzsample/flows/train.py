@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -30,81 +30,19 @@ from boltzsample.flows.flow import Flow
 from boltzsample.flows.look import Look, look
 from boltzsample.flows.objectives import InDtype, Objective, Step, forward_kl, has_path_gradient, reverse_kl, reverse_kl_path, some
 from boltzsample.flows.optimizer import Optimizer
+from boltzsample.flows.training import Trained as Trained
+from boltzsample.flows.training import Training as Training
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run
 from boltzsample.streams import Rng
 from boltzsample.target import Target
 from boltzsample.views import Tempered
 
-COMPILE_FROM = 20_000  # planned steps from which the compiling is paid back (docs/flows.md)
+COMPILE_FROM = 20_000  # steps of a later round from which compiling is paid back (docs/flows.md); the first round may be the last
+CHEAPER = 4  # times less is saved in a step of an autoregressive layer
 COMPILING = 300.0  # seconds of budget below which it is not tried
 FUSED: dict[str, bool] = {"epilogue_fusion": True}  # inductor's own ways: splines 2.2 times as fast as eager, 1.9 with the house's options
 FIRST_BETA = 0.05
-PATH, PLAIN = (256, 5e-3, 1), (128, 1e-2, 4)  # draws a step, learning rate, times as many steps
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a flow is trained. steps: of the first round, three times as many in each of the other `rounds`. batch: draws a step; None:
-    256 for a path gradient, and for a plain one four times as many steps of 128 draws. lr: of Adam, at the start of a round; None:
-    5e-3, plain 1e-2. path: path gradients; None: where they are to be had. anneal: the share of the first round
-    over which the target is flattened, log p times beta from .05 to 1, against mode seeking. enough: nats of KL that may be left.
-    look: draws on which a round is judged. share: of the run's budget, as it stands when the training ends. clip: of the gradient's
-    norm. average: decay of the averaged parameters. dtype: of the network while it is trained.
-
-    Raises ValueError.
-    """
-
-    steps: int = 600
-    rounds: int = 2
-    batch: int | None = None
-    lr: float | None = None
-    path: bool | None = None
-    anneal: float = 0.0
-    enough: float = 0.01
-    look: int = 4096
-    share: float = 1.0
-    clip: float = 10.0
-    average: float = 0.98
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "rounds", "batch", "look"):
-            value = getattr(self, name)
-            if (not isinstance(value, int) or isinstance(value, bool) or value < 1) and (name, value) != ("batch", None):
-                raise ValueError(f"{name} is {value!r}; wanted an integer >= 1")
-        if (self.lr is not None and not self.lr > 0) or not 0 <= self.anneal <= 1 or not 0 < self.share <= 1:
-            raise ValueError(f"lr is {self.lr}, anneal {self.anneal}, share {self.share}; wanted lr > 0, anneal in [0, 1], share in (0, 1]")
-
-    def filled(self, path: bool) -> Training:
-        """With batch and lr in place of None, for path gradients or plain ones."""
-        batch, lr, times = PATH if path else PLAIN
-        steps = self.steps * times if self.batch is None else self.steps
-        return replace(self, steps=steps, batch=self.batch or batch, lr=self.lr or lr, path=path)
-
-    @property
-    def planned(self) -> int:
-        """Steps of all rounds."""
-        return sum(self.of_round(r) for r in range(self.rounds))
-
-    def of_round(self, r: int) -> int:
-        """Steps of round r = 0, 1, ..."""
-        return self.steps if r == 0 else 3 * self.steps
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained flow. history: `elbo` and `sd` (steps,) of the log-weights of each batch; looks: one after each round; rows: (log_prob,
-    log_prob_and_grad) spent; skipped: steps without a finite gradient, rolled_back: returns to the last good parameters; notes:
-    flags. Looks and history are those of draws of the narrow base N(0, I), on which flows are trained."""
-
-    flow: Flow
-    history: dict[str, Tensor]
-    looks: tuple[Look, ...]
-    rows: tuple[int, int]
-    skipped: int = 0
-    rolled_back: int = 0
-    notes: tuple[Flag, ...] = ()
 
 
 def train(
@@ -138,11 +76,12 @@ class _Lesson:
     looks: list[Look] = field(default_factory=list)
     rounds: list[Flow] = field(default_factory=list)
     history: list[Tensor] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     rows: tuple[int, int] = (0, 0)
     stopped: str | None = None
 
     def __post_init__(self) -> None:
-        backend, path = self.run.backend, self.settings.path
+        self.began, backend, path = time.monotonic(), self.run.backend, self.settings.path
         self.settings = s = self.settings.filled(has_path_gradient(self.given) if path is None else path)
         self.flow = self.given.to(backend.device, s.dtype).with_base(narrow(self.given.base))
         self.optimizer = Optimizer(self.flow.layers, s.lr or 0.0, s.clip, s.average)
@@ -151,14 +90,15 @@ class _Lesson:
         told: Target = InDtype(self.target, backend.dtype)
         told = Tempered(told, self.beta) if s.anneal > 0 else told
         objective: Objective = reverse_kl_path if s.path else reverse_kl
-        hurried = self.run.budget.seconds is not None and self.run.budget.seconds < COMPILING
-        compile = s.planned >= COMPILE_FROM and not hurried if backend.compile == "auto" else backend.compile
-        self.step = Stepper(lambda z: objective(self.flow, told, z), compile, FUSED)
+        self.objective = lambda z: objective(self.flow, told, z)
+        self.step = Stepper(self.objective, backend.compile is True, FUSED)
 
     def round(self, r: int, data: Draws | None) -> None:
         """The steps of round r, as far as the budget goes, and a look."""
         rng = self.run.stream.child(self.name, r).rng(self.settings.dtype, self.run.backend.device)
         steps = self._affordable(self.settings.of_round(r))
+        if self.run.backend.compile == "auto" and r > 0 and self._pays(steps):
+            self.step = Stepper(self.objective, True, FUSED)
         began, seconds = time.monotonic(), self._seconds_left()
         with self.run.progress.phase(self.name, steps) as bar:
             for i in range(steps):
@@ -171,6 +111,11 @@ class _Lesson:
                 self.optimizer.step(made.loss, 0.5 * (1 + math.cos(math.pi * min(gone, 1.0))))
                 self._record(made, bar)
         self._look(r)
+
+    def _pays(self, steps: int) -> bool:
+        """Whether compiling is paid back in a round of so many steps."""
+        hurried = self.run.budget.seconds is not None and self.run.budget.seconds < COMPILING
+        return steps >= COMPILE_FROM * (1 if self.settings.path else CHEAPER) and not hurried
 
     def affords(self, r: int) -> bool:
         """Whether the budget of evaluations has room for a good part of round r."""
@@ -191,8 +136,8 @@ class _Lesson:
         best = max(range(len(self.looks)), key=lambda r: self.looks[r].elbo)
         kept = torch.stack(self.history).cpu().double() if self.history else torch.zeros(0, 2, dtype=torch.float64)
         history = {"elbo": kept[:, 0], "sd": kept[:, 1]}
-        o = self.optimizer
-        return Trained(self.rounds[best], history, tuple(self.looks), self.rows, o.skipped, o.rolled_back, self._notes())
+        o, seconds = self.optimizer, tuple(self.seconds)
+        return Trained(self.rounds[best], history, tuple(self.looks), self.rows, o.skipped, o.rolled_back, self._notes(), seconds)
 
     def _made(self, rng: Rng, data: Draws | None) -> Step:
         with torch.enable_grad():
@@ -226,6 +171,7 @@ class _Lesson:
         rng = self.run.stream.child(self.name, "look", r).rng(self.run.backend.dtype, self.run.backend.device)
         self.looks.append(look(flow, self.target, self.settings.look, rng))
         self.rounds.append(flow.with_base(self.given.base))
+        self.seconds.append(time.monotonic() - self.began)
         self._spend((self.settings.look, 0))
 
     def _spend(self, rows: tuple[int, int]) -> None:
