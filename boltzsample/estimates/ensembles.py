@@ -5,10 +5,10 @@
 - FEW_ANCESTORS: fewer than 30 of all first particles have descendants.
 - SE_MISCALIBRATED: the log Zhat_u spread more than each one's own relative variance V_u (Lee & Whiteley 2018) says,
   var log Zhat_u / mean log(1 + V_u) against chi^2_{M-1} / (M - 1) at 1e-3, where V_u <= .1: it is no measure of itself beyond.
-- UNSETTLED: moves that leave the target invariant changed the mean of log_prob or of a coordinate over the ensembles. Weighted by
+- UNSETTLED: moves that leave the target invariant changed the mean of log_prob, the share at its top, or a coordinate. Weighted by
   Zhat_u, means before and after have the same expectation Z E f whatever the ladder; so a shift that most ensembles share says that
   their particles lagged behind it, and that a rare ensemble with a large Zhat_u stands for what these have missed. Each
-  ensemble counts once (weighted by Zhat_u, the rare one would drown the others), t test at 1e-3 of log_prob, Holm of the coordinates.
+  ensemble counts once (weighted by Zhat_u, the rare one would drown the others), t tests at 1e-3, Holm.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ FEW_EVES = 30
 SPREAD, TORN = 0.7, 1.5
 LEVEL = 1e-3
 RELIABLE = 0.1
+HEIGHTS = 3  # the first columns of `shift`: log_prob, and the shares of particles at its top
 
 
 def one_weight_each(share: Tensor) -> bool:
@@ -93,9 +94,10 @@ def _shift(draws: Draws, log_z: Tensor) -> tuple[Flag, ...]:
     shift = torch.where(shift.isfinite(), shift, 0.0)
     mean, stderr = shift.mean(0), shift.std(0) / math.sqrt(m)
     p = 2 * torch.as_tensor(special.stdtr(m - 1, -(mean / stderr).abs().nan_to_num().numpy()))
-    moved = torch.cat([p[:1] <= LEVEL, holm(p[1:], LEVEL)])
+    moved = torch.cat([holm(p[:HEIGHTS], LEVEL), holm(p[HEIGHTS:], LEVEL)])
     if not bool(moved.any()):
         return ()
     which = int(torch.where(moved, p, 1.0).argmin())
-    what = "log_prob" if which == 0 else f"coordinate {which - 1}"
+    heights = ("log_prob", "the share of the highest 10%", "the share of the highest 2%")
+    what = heights[which] if which < HEIGHTS else f"coordinate {which - HEIGHTS}"
     return (flag("UNSETTLED", value=float(p[which]), threshold=LEVEL, detail=f"{what} moved by {float(mean[which]):.3g}; p value"),)

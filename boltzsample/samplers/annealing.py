@@ -31,7 +31,7 @@ from boltzsample.samplers.ladder import Ladder, Rung, next_beta, whitening
 from boltzsample.samplers.warm_up import spent
 from boltzsample.views import Tempered
 
-__all__ = ["Cloud", "Shape", "adapt", "annealing_kernel", "climb"]
+__all__ = ["Cloud", "Shape", "adapt", "annealing_kernel", "climb", "descend"]
 
 MOST_LEVELS = 500
 
@@ -69,6 +69,16 @@ def climb(cloud: Cloud, ladder: Ladder, stop: Stop, resample: bool = True, bar: 
         cloud.move(rung)
         _show(bar, cloud)
     return None
+
+
+def descend(cloud: Cloud, ladder: Ladder) -> None:
+    """Take particles of the target down a frozen ladder to the base: log_w becomes minus that of the way up."""
+    rungs = list(ladder.rungs())
+    cloud.look()
+    cloud.beta = rungs[-1].beta
+    for k in range(len(rungs) - 1, -1, -1):
+        cloud.move(rungs[k])
+        cloud.weigh(cloud.look(), rungs[k - 1].beta if k else torch.zeros_like(cloud.beta), resample=False)
 
 
 def _show(bar: Progress | None, cloud: Cloud) -> None:

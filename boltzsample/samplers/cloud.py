@@ -24,6 +24,7 @@ from boltzsample.views import Pullback, Tempered
 GAIN = 0.2  # of log h for each unit of acceptance missed
 ACCEPT = 0.8  # of HMC: what a trajectory costs is spent already
 TURN = math.pi / 2  # a quarter of a turn in whitened coordinates: trajectories get no longer than that
+HIGH = (0.9, 0.98)  # quantiles of log_prob: a narrow place that is still being filled shows there first
 JITTER = 0.6  # h U(.4, 1.6), of every particle its own
 
 
@@ -36,7 +37,7 @@ class Shape(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A target at points where it is known already: whoever asks for its value there is given that, and no evaluation is spent."""
+    """A target at points where it is known already, and asking costs no evaluation."""
 
     state: Any
     dim: int
@@ -149,7 +150,7 @@ class Cloud:
     def weigh(self, ratio: Tensor, beta: Tensor, resample: bool = True) -> None:
         """Weigh the particles for beta (replicates, 1), and resample those of replicates that are still climbing."""
         rise = beta.double() - self.beta.double()
-        v = torch.where(rise > 0, rise * ratio, 0.0).reshape(self.shape)
+        v = torch.where(rise != 0, rise * ratio, 0.0).reshape(self.shape)
         self.log_w, self.beta = self.log_w + v, beta
         if resample:
             index = self._resampled(v, rise[:, 0] > 0)
@@ -182,16 +183,18 @@ class Cloud:
         return math.prod(self.shape) * rounds * self.moves * int(sum(self.kernel.price))
 
     def settle(self, ladder: Ladder, rounds: int) -> Tensor:
-        """As many rounds of moves more at the last level, and what they changed in the mean of log_prob and of each coordinate over every
-        ensemble (replicates, ensembles, 1 + dim): nothing but noise, where the particles were draws of the target before.
+        """As many rounds of moves more at the last level, and what they changed in every ensemble's means of log_prob, of being among the
+        highest 10% and 2%, and of the coordinates (replicates, ensembles, 3 + dim): noise, where the particles were the target's before.
         """
-        before = self._means()
+        high = self.chains.log_prob.double().quantile(self.log_w.new_tensor(HIGH), dim=1).T[:, None]  # (replicates, 1, 2)
+        before = self._means(high)
         for _ in range(rounds):
             self._moves(ladder.h[-1], False)
-        return self._means() - before
+        return self._means(high) - before
 
-    def _means(self) -> Tensor:
-        panel = torch.cat([self.chains.log_prob[..., None], self.chains.x], -1).double()
+    def _means(self, high: Tensor) -> Tensor:
+        log_p = self.chains.log_prob.double()[..., None]
+        panel = torch.cat([log_p, (log_p > high).double(), self.chains.x.double()], -1)
         return panel.reshape(*self.shape, -1).mean(2)
 
     def _moves(self, h: Tensor, tune: bool) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from boltzsample.densities import StudentT
 from boltzsample.draws import Draws
 from boltzsample.flags import Flag, flag
+from boltzsample.kernels import HMC, RandomWalk
 from boltzsample.kernels.adapt import moved
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.annealing import Cloud, Shape, adapt, annealing_kernel, climb
@@ -69,7 +70,7 @@ class Annealing(Sampler):
         base, ladders = _base(run, target.dim), []
         n = self._fit_particles(target, run)
         with run.progress.phase("ladder") as bar:
-            for first, size in _groups(run.replicates, self.ensembles * n * target.dim):
+            for first, size in groups(run.replicates, self.ensembles * n * target.dim):
                 shape = Shape(size, self.ensembles, n)
                 cloud = self._cloud(target, base, shape, run, "ladder", first)
                 ladders.append(adapt(cloud, self.cess, lambda price: run.must_stop(price, FIT_SHARE + 0.2), bar))
@@ -81,15 +82,17 @@ class Annealing(Sampler):
         return replace(self, base=base, ladder=Ladder.join([ladder for ladder in ladders if ladder is not None]))
 
     def _cloud(self, target: Target, base: StudentT, shape: Shape, run: Run, name: str, first: int) -> Cloud:
-        gradient = run.starts.has_gradient
-        kernel = annealing_kernel(self.L or math.ceil(1.2 * target.dim**0.25), gradient)
-        moves = self.moves if gradient else WALK * self.moves
+        kernel, moves = self.kernel(target.dim, run.starts.has_gradient)
         return Cloud.start(target, base, kernel, moves, shape, run.backend, run.stream.child("annealing", name), first)
+
+    def kernel(self, dim: int, gradient: bool) -> tuple[HMC | RandomWalk, int]:
+        """The kernel, and how many moves of it a level has."""
+        return annealing_kernel(self.L or math.ceil(1.2 * dim**0.25), gradient), self.moves if gradient else WALK * self.moves
 
     def _price(self, target: Target, gradient: bool, levels: int, settle: int) -> int:
         """Evaluations of one particle on its way up."""
-        move = self.moves * (self.L or math.ceil(1.2 * target.dim**0.25)) if gradient else WALK * self.moves
-        return levels * (1 + move) + settle * move
+        kernel, moves = self.kernel(target.dim, gradient)
+        return levels * (1 + moves * sum(kernel.price)) + settle * moves * sum(kernel.price)
 
     def _fit_particles(self, target: Target, run: Run) -> int:
         n = min(self.particles, FIT_PARTICLES)
@@ -131,7 +134,7 @@ class SMC(Annealing):
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """At least n draws a replicate; units are the ensembles, replicate after replicate."""
         if self.ladder is None and "unfinished" in run.handover:
-            return _stranded(run.handover["unfinished"], target, run)
+            return stranded(run.handover["unfinished"], target, run)
         base, ladder = self._ready(run)
         wanted = max(self.particles, -(-n // self.ensembles))
         each = self._affordable(wanted, target, run, ladder, SETTLE)
@@ -140,7 +143,7 @@ class SMC(Annealing):
             flags.append(flag("STOPPED_EARLY", detail=f"{each * self.ensembles} of {n} draws"))
         parts = []
         with run.progress.phase("sampling", len(ladder.beta)) as bar:
-            for first, size in _groups(run.replicates, self.ensembles * each * target.dim):
+            for first, size in groups(run.replicates, self.ensembles * each * target.dim):
                 cloud = self._cloud(target, base, Shape(size, self.ensembles, each), run, "draws", first)
                 own = ladder.of_replicates(slice(first, first + size))
                 why = climb(cloud, own, run.must_stop, bar=bar)
@@ -188,7 +191,7 @@ def bad_points(clouds: list[Cloud]) -> Tensor | None:
     return torch.cat(found)[:100] if found else None
 
 
-def _stranded(x: Tensor, target: Target, run: Run) -> Draws:
+def stranded(x: Tensor, target: Target, run: Run) -> Draws:
     """Particles that never reached the target: no weights, no log Z."""
     replicates = run.replicates
     x = x[:1].expand(replicates, -1, -1) if len(x) < replicates else x
@@ -211,7 +214,7 @@ def _base(run: Run, dim: int) -> StudentT:
     return StudentT(Diagonal(map.m, WIDEN * map.s) if isinstance(map, Diagonal) else Dense(map.m, WIDEN * map.L))
 
 
-def _groups(replicates: int, numbers: int) -> Iterator[tuple[int, int]]:
+def groups(replicates: int, numbers: int) -> Iterator[tuple[int, int]]:
     """(first, how many) of the replicates that climb together."""
     size = max(1, AT_ONCE // numbers)
     for first in range(0, replicates, size):
