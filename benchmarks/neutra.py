@@ -1,6 +1,7 @@
 """From a cold start to ESS 10,000 on Neal's funnel: `latent-mcmc` beside numpyro's NeuTra in the same run.
 
     OMP_NUM_THREADS=1 python -m benchmarks neutra --repeats 5
+    OMP_NUM_THREADS=1 python -m benchmarks neutra --repeats 1 --seed 3 --ledger neutra.jsonl      # one more repeat to those in the file
 
 Both train an autoregressive or coupling flow by reverse KL and sample the pulled-back density (Hoffman et al. 2019, arXiv:1903.03704).
 Theirs: AutoIAFNormal with its defaults, Adam 3e-3 for 10,000 steps of SVI, NeuTraReparam, NUTS with 1000 steps of warm-up and 4
@@ -17,12 +18,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import boltzsample as bz
+from benchmarks import ledger
 from targets import problem
 
 GOAL = 10_000
@@ -101,14 +104,18 @@ def facts(run: Timed) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    print(f"funnel d = 10, {args.repeats} repeats, threads {args.threads}, torch {torch.__version__}; medians (worst seconds)\n")
+    known = ledger.latest(ledger.read(args.ledger)[0] if args.ledger else [], ("seed", "threads"))
+    for seed in range(args.seed, args.seed + args.repeats):
+        order = list(CONTESTANTS.items())
+        pair = {name: facts(contestant(seed)) for name, contestant in (order if seed % 2 == 0 else reversed(order))}
+        known[seed, args.threads] = {"seed": seed, "threads": args.threads, **ledger.here(), "runs": pair}
+        if args.ledger:
+            ledger.append(args.ledger, known[seed, args.threads])
+    pairs = [r["runs"] for (_, threads), r in sorted(known.items()) if threads == args.threads]
+    print(f"funnel d = 10, {len(pairs)} repeats, threads {args.threads}, torch {torch.__version__}; medians (worst seconds)\n")
     print("| sampler | s to ESS 10^4 | before the first draw | drawing | audit | bulk ESS | tail ESS | R-hat | E v | sd v |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-    for repeat in range(args.repeats):
-        order = list(CONTESTANTS.items())
-        for name, contestant in order if repeat % 2 == 0 else reversed(order):
-            found[name].append(facts(contestant(args.seed + repeat)))
+    found = {name: [pair[name] for pair in pairs] for name in CONTESTANTS}
     for name, runs in found.items():
         m = {key: statistics.median(r[key] for r in runs) for key in runs[0]}
         worst = max(r["seconds"] for r in runs)
@@ -124,4 +131,5 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ledger", type=Path, metavar="PATH", help="JSON lines to add to; the table is of all repeats in it")
     parser.set_defaults(run=run)

@@ -8,7 +8,8 @@ flow-is          bz.sample(method="flow-is", n=10_000) with its defaults: search
 latent-mcmc      the same with method="latent-mcmc": its log Z is by bridge sampling between chains and flow
 Laplace          10,000 draws of Laplace's approximation N(x*, H^-1) at the best optimum of 32 ascents, weighted
 
-ESS is Kish's, (sum w)^2 / sum w^2, in percent of the draws. Runs are kept in a ledger, as those of the suite. Exit code 1: an ESS below
+ESS is Kish's, (sum w)^2 / sum w^2, in percent of the draws. Seconds are those of the core (CPU time): with one thread the wait on an idle
+machine, whatever else runs. Runs are kept in a ledger, as those of the suite. Exit code 1: an ESS below
 --least, or two ways to log Z further than four joint errors apart.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,8 +79,9 @@ WAYS: dict[str, Callable[[Problem, Job], bz.Result]] = {"flow-is": flow_is, "30 
 
 def measure(job: Job) -> ledger.Record:
     """The line of one run."""
-    p = problem(job.problem)
+    p, began = problem(job.problem), time.process_time()
     r = WAYS[job.way](p, job)
+    core = time.process_time() - began
     est, flags = r.log_z(), {f.code: f.severity for f in r.flags}
     found = {
         "log_z": float(est.value),
@@ -87,7 +90,7 @@ def measure(job: Job) -> ledger.Record:
         "ess": kish(r),
         "status": str(r.status),
     }
-    spent = {"evaluations": r.evaluations, "seconds": r.seconds}
+    spent = {"evaluations": r.evaluations, "seconds": r.seconds, "core": core}
     return {**asdict(job), **ledger.here(), "threads": torch.get_num_threads(), **found, **spent, "flags": flags}
 
 
@@ -98,7 +101,7 @@ def row(name: str, way: str, found: list[ledger.Record]) -> str:
     errors = [float(r["log_z"]) - float(truth.value) for r in found]
     rms, bar = math.sqrt(statistics.fmean(e * e for e in errors)), statistics.fmean(float(r["stderr"]) for r in found)
     shares = f"{statistics.median(ess):.1f} ({min(ess):.1f})" if ess else ""
-    seconds, evaluations = ([r[key] for r in found] for key in ("seconds", "evaluations"))
+    seconds, evaluations = ([r[key] for r in found] for key in ("core", "evaluations"))
     spread = max(float(r["log_z"]) for r in found) - min(float(r["log_z"]) for r in found)
     counts = "/".join(str(sum(r["status"] == s for r in found)) for s in ("ok", "caution", "untrusted"))
     cost = f"{statistics.median(seconds):.0f} ({max(seconds):.0f}) | {statistics.median(evaluations):.2e} ({max(evaluations):.2e})"
@@ -112,8 +115,12 @@ def apart(one: list[ledger.Record], other: list[ledger.Record]) -> float:
     return max((abs(z) for z in joint), default=math.nan)
 
 
+HEAD = "problem | way | runs | ok/caution/untrusted | ESS % (least) | log Z: rms error | bar | spread | core s (most) | evaluations (most)"
+
+
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
+    print(f"| {HEAD} |\n{'|---' * (HEAD.count('|') + 1)}|")
     known = ledger.latest(ledger.read(args.ledger)[0], KEY)
     broken, lines = False, []
     for name in args.problem:
