@@ -148,7 +148,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("independence: the wide part's volume forgotten", "kernels/independent.py", " - z.shape[-1] * math.log(self.scale)", "", (INDEPENDENT,)),
     Mutant("i-SIR: the current point left out", "kernels/independent.py", "all_w = torch.cat([now[..., None], log_w], -1)", "all_w = torch.cat([now[..., None] - 50, log_w], -1)", (INDEPENDENT,)),
     Mutant("SMC: particles moved at the last temperature", "samplers/cloud.py", "= Tempered(self.target, rung.beta, self.base), rung.map", "= Tempered(self.target, 0.8 * rung.beta, self.base), rung.map", (ANNEALING,)),
-    Mutant("SMC: reports the adapted run's log Z", "samplers/frozen_smc.py", "return _annealed(cloud, spent(first.chains))", "return _annealed(first, spent(cloud.chains))", (ANNEALING,)),
+    Mutant("SMC: reports the adapted run's log Z", "samplers/frozen_smc.py", "return annealed(cloud, spent(first.chains))", "return annealed(first, spent(cloud.chains))", (ANNEALING,)),
     Mutant("SMC: one resampling too few in the variance", "samplers/cloud.py", "(self.resampled[:, None] + 1.0)", "self.resampled[:, None]", (ANNEALING,)),
     Mutant("weights: the base is N(0, I) when it is not", "flows/base.py", "return torch.logaddexp(narrow, wide)", "return narrow", ("tests/test_flows.py",)),
     Mutant("weights: no Jacobian of the flow", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()), z", ("tests/test_flows.py",)),
