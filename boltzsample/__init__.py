@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from boltzsample.pyro_model import from_pyro
     from boltzsample.results import Result, result
     from boltzsample.run import importance, sample
+    from boltzsample.samplers.ais import AIS
     from boltzsample.samplers.flow_is import FlowIS
     from boltzsample.samplers.latent import LatentMCMC
     from boltzsample.samplers.mcmc import MCMC
@@ -49,6 +50,7 @@ _HOME = {
     "result": "results",
     "importance": "run",
     "sample": "run",
+    "AIS": "samplers.ais",
     "FlowIS": "samplers.flow_is",
     "LatentMCMC": "samplers.latent",
     "MCMC": "samplers.mcmc",
@@ -65,9 +67,9 @@ _HOME = {
 }
 
 __all__ = [
-    "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC", "MixtureIS",
-    "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax", "from_log_prob",
-    "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
+    "AIS", "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC",
+    "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax",
+    "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

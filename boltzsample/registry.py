@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from boltzsample.auto import Auto
+from boltzsample.samplers.ais import AIS
 from boltzsample.samplers.flow_is import FlowIS
 from boltzsample.samplers.latent import LatentMCMC
 from boltzsample.samplers.mcmc import MCMC
@@ -32,6 +33,7 @@ METHODS: dict[str, Method] = {
     "auto": Method(Auto, False, "exact", "explores, fits a mixture, chains or a flow, and lets pilots choose what estimates"),
     "mcmc": Method(MCMC, False, "exact", "256 chains from dispersed starts, HMC adapted across chains, then frozen"),
     "smc": Method(SMC, False, "exact", "particles carried from a wide base to the target along a frozen ladder of temperatures"),
+    "ais": Method(AIS, False, "weighted", "independent paths up a fine ladder, weighted; backwards, an upper side of log Z"),
     "mixture-is": Method(MixtureIS, True, "weighted", "modes found, chains in each, a mixture fitted to them and its draws weighted"),
     "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
     "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),

@@ -30,6 +30,7 @@ from boltzsample.estimates.tails import ends, is_calm, khat
 from boltzsample.flags import Flag, flag
 
 HEAVY_EVENLY = 0.7  # k-hat of evenly resampled draws, whose copies make it noisier; the weights have checks of their own
+ENOUGH_FOR_A_TAIL = 1000  # effective draws
 
 
 class Weights(NamedTuple):
@@ -76,8 +77,7 @@ def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
     f = columns(usable(y, draws), draws)
     mean, bar, g = weighted_bar(f.z, w)
     flags = bar.flags + value_checks(f) + dead_values(y, draws) + weight_flags(w, draws) + function_flags(f, g, w)
-    evenly = f.z.flatten(0, 1)[even_index(draws.log_weight.flatten().cpu())]  # the tails of f under the target, not under the proposal
-    flags += tuple(h for h in heavy_check(evenly[:, None], skip=f.binary) if (h.value or 0.0) >= HEAVY_EVENLY)
+    flags += _heavy(f, draws, w)
     ess = _effective(f.z, mean, bar, w)
     if bool(f.binary.any()):
         p, n_eff = (f.centre + f.back(mean)).clamp(0, 1), torch.where(f.constant, _ess_of_x(draws, w), ess).clamp(max=w.ess)
@@ -88,6 +88,15 @@ def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
     shifted = bar._replace(lower=bar.lower + mean, upper=bar.upper + mean)
     value = torch.where(lost, torch.full_like(mean, math.nan), f.centre + f.back(mean))
     return finish(f, value, in_units(f, shifted), ess, flags + more, draws)
+
+
+def _heavy(f: Columns, draws: Draws, w: Weights) -> tuple[Flag, ...]:
+    """HEAVY_F from draws resampled evenly: the tails of f under the target, not under the proposal. Of few effective draws the tail is
+    mostly copies, and says nothing."""
+    if draws.log_weight is None or w.ess < ENOUGH_FOR_A_TAIL:
+        return ()
+    evenly = f.z.flatten(0, 1)[even_index(draws.log_weight.flatten().cpu())]
+    return tuple(h for h in heavy_check(evenly[:, None], skip=f.binary) if (h.value or 0.0) >= HEAVY_EVENLY)
 
 
 def _effective(z: Tensor, mean: Tensor, bar: Bar, w: Weights) -> Tensor:

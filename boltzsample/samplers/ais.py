@@ -12,7 +12,7 @@ The ladder is made as for SMC; without resampling it has to be much finer, so `c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -40,6 +40,7 @@ class AIS(Annealing):
     1.8... +- 0.0... (95%, ...)
     """
 
+    guess: ClassVar[int] = 120
     moves: int = 1
     cess: float = 0.99
 

@@ -37,7 +37,6 @@ from boltzsample.target import Target
 FIT_SHARE = 0.4  # of what the budget has left
 FIT_PARTICLES = 128  # an ensemble: half of what is reported, or less
 FEWEST = 8
-GUESS = 20  # levels
 SETTLE = 8  # rounds of moves at the top
 WALK = 10  # a random walk makes as many times the moves
 AT_ONCE = 2**21  # numbers in the positions of replicates that climb together
@@ -49,6 +48,7 @@ class Annealing(Sampler):
     where there is no gradient). cess: conditional ESS of a step up the ladder. `fit` fills `base` and `ladder`."""
 
     log_z: ClassVar[bool] = True
+    guess: ClassVar[int] = 20  # levels, to share out a budget by
     ensembles: int = 16
     particles: int = 256
     moves: int = 3
@@ -99,7 +99,7 @@ class Annealing(Sampler):
         if run.budget.evaluations is None:
             return n
         left = FIT_SHARE * (run.budget.evaluations - run.reserve - run.ledger.total)
-        one = run.replicates * self.ensembles * self._price(target, run.starts.has_gradient, GUESS, 0)
+        one = run.replicates * self.ensembles * self._price(target, run.starts.has_gradient, self.guess, 0)
         return max(min(n, int(left // one)), FEWEST)
 
     def _ready(self, run: Run) -> tuple[StudentT, Ladder]:
