@@ -1,6 +1,6 @@
 """`python -m benchmarks COMMAND`: run and table (problem x method x score), posteriors (beside NUTS), neutra (beside NeuTra), court
-(do the error bars hold?), evidence (log Z over seeds), collapse (flows that look fine and are wrong), mutants (would the tests notice?), kernels and flows (how
-fast?)."""
+(do the error bars hold?), evidence (log Z over seeds), collapse (flows that look fine and are wrong), mutants (would the tests
+notice?), kernels and flows (how fast?)."""
 
 from __future__ import annotations
 

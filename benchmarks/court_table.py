@@ -53,7 +53,8 @@ def rulings(trial: Trial, found: Iterable[Record]) -> list[Ruling]:
     decided = []
     for f, hearings in by_f.items():
         first = rule(trial, f, judge(hearings[1])) if 1 in hearings else None
-        again = first is None or (first.faults and 2 in hearings)
+        whole = len(hearings.get(2, ())) > len(hearings.get(1, ()))  # a second hearing that was cut short does not count
+        again = first is None or (first.faults and whole)
         decided.append(rule(trial, f, judge(hearings[2])) if again else first)
     return [r for r in decided if r is not None]
 
