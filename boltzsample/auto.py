@@ -52,6 +52,7 @@ class Grade(NamedTuple):
 QUIET = Grade(0.75, 0.2)  # better than chains even where there is one mode
 GOOD = Grade(0.25, 0.3)  # fit for error bars
 FAIR, POOR = Grade(0.1, 0.45), Grade(0.1, 0.7)  # where chains are no way out: with one mode, among several
+CLOSE = Grade(0.5, 1.0)  # among several modes: a flow would take millions of evaluations to do better
 TRIAL = 16  # draws a chain
 
 
@@ -117,7 +118,7 @@ def _choose(target: Target, run: Run) -> Choice:
     if one and (chains := _agreeing(target, run)) is not None:
         bridged = BridgedMCMC(mixture.mixtures[0], chains)
         return Choice(bridged, replace(bridged, mcmc=MCMC()), f"mcmc: one mode, chains agree; the mixture's {_said(judged)}")
-    if whole and (FAIR if one else POOR).fits(judged):
+    if whole and (FAIR.fits(judged) if one else POOR.fits(judged) or CLOSE.fits(judged)):
         return weighted
     return _with_flow(target, run, mixture, judged)
 

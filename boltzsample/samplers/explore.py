@@ -12,7 +12,7 @@ from torch import Tensor
 
 from boltzsample.densities import StudentT
 from boltzsample.samplers.annealing import Cloud, Shape, adapt, annealing_kernel, climb
-from boltzsample.samplers.frozen_smc import Annealed, annealed
+from boltzsample.samplers.frozen_smc import Annealed, annealed, joined
 from boltzsample.samplers.ladder import Ladder
 from boltzsample.samplers.sampler import Run
 from boltzsample.samplers.warm_up import account
@@ -20,7 +20,8 @@ from boltzsample.target import Target
 
 SOME = 128  # of the points that the search for starts reached
 LARGE = 0.5  # a V that says nothing about itself
-MOST = 8000  # particles of a second look
+MOST = 8000  # particles of a climb of a second look
+CLIMBS = 4
 
 
 class Explored(NamedTuple):
@@ -64,16 +65,20 @@ class Explorer:
 
     def again(self, target: Target, seen: Explored, stderr: float, run: Run) -> Annealed | None:
         """The same ladder climbed anew with as many particles as it takes for log Z to have this standard error, by the variance that the
-        exploration saw; None where that would be too many. Entered under "witness"."""
+        exploration saw; up to three times more where that was too hopeful; None where it would take too many. Entered under "witness".
+        """
         n = math.ceil(self.particles * seen.variance / stderr**2) if 0 < seen.variance < LARGE else MOST + 1
         if seen.ladder is None or run.starts.base is None or n > MOST:
             return None
-        cloud = self._cloud(target, run.starts.base, max(n, self.particles), run, "second look")
+        found: list[Annealed] = []
         with run.progress.phase("second look", 1) as bar:
-            climb(cloud, seen.ladder, run.must_stop)
-            account(run, "witness", cloud.chains)
+            while not found or (len(found) < CLIMBS and stderr < joined(found).stderr < math.inf):
+                cloud = self._cloud(target, run.starts.base, max(n, self.particles), run, f"second look {len(found)}")
+                climb(cloud, seen.ladder, run.must_stop)
+                account(run, "witness", cloud.chains)
+                found.append(annealed(cloud))
             bar.update(1, evaluations=run.ledger.total)
-        return annealed(cloud)
+        return joined(found)
 
     def _cloud(self, target: Target, base: StudentT, n: int, run: Run, name: str) -> Cloud:
         backend, kernel = replace(run.backend, compile=False), annealing_kernel(self.L, run.starts.has_gradient)

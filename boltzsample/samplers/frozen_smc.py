@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from boltzsample.backend import Backend
@@ -82,3 +83,11 @@ def annealed(cloud: Cloud, rows: int = 0) -> Annealed:
     """What a cloud of one ensemble returned, and the rows spent, some of them before."""
     log_z, variance = float(cloud.log_z[0, 0]), float(cloud.variance[0, 0])
     return Annealed(cloud.chains.x[0], log_z, variance, int(cloud.eves[0]), rows + spent(cloud.chains))
+
+
+def joined(found: list[Annealed]) -> Annealed:
+    """Several runs of equally many particles as one: Zhat is their mean, and V / k its relative variance."""
+    log_z, k = torch.tensor([f.log_z for f in found], dtype=torch.float64), len(found)
+    variance = sum(f.variance for f in found) / k**2
+    x, whole = torch.cat([f.x for f in found]), float(log_z.logsumexp(0)) - math.log(k)
+    return Annealed(x, whole, variance, sum(f.eves for f in found), sum(f.rows for f in found))

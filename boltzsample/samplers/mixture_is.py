@@ -44,7 +44,7 @@ ROUNDS = 80
 MOST_MODES = 64
 PILOT = 1000
 MOST_DRAWS = 5  # for one asked for
-POWER = 0.042  # standard error of a log Z that sees a fifth of the mass missing, with room for the draws' own
+POWER = 0.05  # standard error of a log Z that sees a fifth of the mass missing, with room for the draws' own
 FORGOTTEN = 0.05  # of the explored points: more say that modes are missing
 NEGLIGIBLE = 30.0  # nats of Laplace mass below the largest
 
