@@ -74,7 +74,7 @@ KINDS: dict[str, Kind] = {
     "FEW_ANCESTORS": Kind("untrusted", "nearly all particles descend from a few of the first ones", "use more particles, or a base closer to the target"),
     "UNSETTLED": Kind("untrusted", "more moves at the last level change averages that they should leave alone: the particles lag behind the ladder", "raise moves= and cess=, or use a method with a flow (flow-is, latent-mcmc)"),
     "BAD_WEIGHTS": Kind("untrusted", "all weights are zero, or some are NaN or infinite", "check log_weight and the overlap of proposal and target"),
-    "NO_OVERLAP": Kind("untrusted", "target and proposal hardly overlap, so the bridge between them bears nothing", "train the flow longer"),
+    "NO_OVERLAP": Kind("untrusted", "target and proposal hardly overlap, so the bridge between them bears nothing", "train the flow longer, or use more temperatures"),
     "OUT_OF_RANGE": Kind("caution", "draws lie outside the interval on which the flow's splines act, where it cannot shape a tail", "put a scale layer before the splines, or use an affine flow"),
     "LOG_Z_SPREAD": Kind("caution", "the weights vary too much for the interval of log Z", "increase n, or use a closer proposal"),
     "NO_LOG_Z": Kind("untrusted", "this method does not estimate log Z", "give weighted draws of a proposal you know: bz.Draws.from_arrays(x, log_prob, log_weight)"),
