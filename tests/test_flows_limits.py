@@ -89,7 +89,7 @@ def test_a_nan_gradient_has_no_say() -> None:
 
 def test_plain_gradients_take_many_short_steps() -> None:
     asked = Training(steps=10, rounds=1, look=100, enough=-1.0)
-    for family, steps, batch in (("realnvp", 10, 192), ("affine-iaf", 30, 128)):
+    for family, steps, batch in (("realnvp", 10, 256), ("affine-iaf", 30, 128)):
         trained = train(make_flow(family, 2, rng()), bz.from_log_prob(normal, dim=2), run(), asked)
         assert len(trained.history["elbo"]) == steps and trained.rows == (100, steps * batch)
     fixed = train(make_flow("affine-iaf", 2, rng()), bz.from_log_prob(normal, dim=2), run(), replace(asked, batch=32))

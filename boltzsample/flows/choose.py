@@ -6,8 +6,8 @@
                 would undo what an order of cause and effect is worth to it
 
 Laplace's units are the best there are for a posterior near a Gaussian, and useless on a funnel, whose only optimum lies forty
-standard deviations down its neck: so each may lose. A pilot is a short training; the autoregressive one has four times the draws and six
-times the steps, which takes as long on a density that costs nothing. The highest ELBO wins. Where bars overlap it is the autoregressive
+standard deviations down its neck: so each may lose. A pilot is a short training; the autoregressive one has nine times the steps, which
+takes as long on a density that costs nothing. The highest ELBO wins. Where bars overlap it is the autoregressive
 layer, a tenth of the price, and else the lightest tail of the weights (k-hat), on which the error bars will rest. Training goes on
 from the winner's parameters.
 """
@@ -32,8 +32,8 @@ from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.sampler import Run
 from boltzsample.target import Target
 
-PILOT = Training(steps=200, rounds=1, look=2048, share=0.25)
-LONGER = 2  # the pilot of the autoregressive layer
+PILOT = Training(steps=150, rounds=1, look=2048, share=0.25)
+LONGER = 3  # the pilot of the autoregressive layer
 CLIMBERS, CLIMB = 32, 200
 LAPLACE_UP_TO = 200  # dimensions: a Hessian costs 2 dim gradients
 Whitening = Diagonal | Dense | None

@@ -1,7 +1,7 @@
 """Training a flow on a target: Adam in rounds of cosine-annealed steps, each ended by a look at fresh draws.
 
 A round is `steps` gradient steps with the learning rate on half a cosine from lr to 0; the later ones have three times as many. A path
-gradient loses its variance on the way, so 192 draws a step are enough; the plain one keeps it, and many short steps average it best.
+gradient loses its variance on the way, so 256 draws a step are enough; the plain one keeps it, and many short steps average it best.
 After each round the ELBO E_q log w of the averaged parameters and its standard error come from draws of their own. Training stops when
 
     log Z-hat - ELBO + 2 se <= enough                          what is left of KL(q || p) does not matter any more, or

@@ -11,13 +11,13 @@ from boltzsample.flags import Flag
 from boltzsample.flows.flow import Flow
 from boltzsample.flows.look import Look
 
-PATH, PLAIN = (192, 5e-3, 1), (128, 1e-2, 3)  # draws a step, learning rate, times as many steps
+PATH, PLAIN = (256, 5e-3, 1), (128, 1e-2, 3)  # draws a step, learning rate, times as many steps
 
 
 @dataclass(frozen=True)
 class Training:
     """How a flow is trained. steps: of the first round, three times as many in each of the other `rounds`. batch: draws a step; None:
-    192 for a path gradient, and for a plain one three times as many steps of 128 draws. lr: of Adam, at the start of a round; None:
+    256 for a path gradient, and for a plain one three times as many steps of 128 draws. lr: of Adam, at the start of a round; None:
     5e-3, plain 1e-2. path: path gradients; None: where they are to be had. anneal: the share of the first round
     over which the target is flattened, log p times beta from .05 to 1, against mode seeking. enough: nats of KL that may be left.
     look: draws on which a round is judged. share: of the run's budget, as it stands when the training ends. clip: of the gradient's
@@ -26,7 +26,7 @@ class Training:
     Raises ValueError.
     """
 
-    steps: int = 800
+    steps: int = 700
     rounds: int = 2
     batch: int | None = None
     lr: float | None = None
