@@ -5,12 +5,13 @@
 
 flow-is          bz.sample(method="flow-is", n=10_000) with its defaults: search, pilots, training, draws, second look, all counted
 one round        the same with Training(rounds=1): what a quarter of the steps buys
+12 couplings     flow-is with a flow of one's own, 12 couplings in Laplace's units, no pilots
 latent-mcmc      the same with method="latent-mcmc": its log Z is by bridge sampling between chains and flow
 Laplace          10,000 draws of Laplace's approximation N(x*, H^-1) at the best optimum of 32 ascents, weighted
 
 ESS is Kish's, (sum w)^2 / sum w^2, in percent of the draws. Seconds are those of the core (CPU time): with one thread the wait on an idle
-machine, whatever else runs. Runs are kept in a ledger, as those of the suite. Exit code 1: an ESS below
---least, or two ways to log Z further than four joint errors apart.
+machine, whatever else runs. Runs are kept in a ledger, as those of the suite. Exit code 1: no flow of them has a
+median ESS of --least, or two ways to log Z further than four joint errors apart.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ import boltzsample as bz
 from benchmarks import ledger
 from benchmarks.scores import kish
 from boltzsample.ascent import ascend
+from boltzsample.flows.families import make_flow
 from boltzsample.flows.train import Training
-from boltzsample.laplace import laplace
+from boltzsample.laplace import Laplace, laplace
+from boltzsample.maps import Dense
 from boltzsample.streams import Stream
 from targets import Problem, problem
 
 PROBLEMS = ("funnel-sd3", "cancer", "german-credit")
 VERSION = 1
 CONFLICT = 4.0
+FLOWS = ("flow-is", "one round", "12 couplings")
 
 
 @dataclass(frozen=True)
@@ -51,34 +55,49 @@ class Job:
     version: int = VERSION
 
 
+Found = tuple[bz.Result, int]  # and evaluations that its ledger does not know of
 KEY = tuple(Job.__dataclass_fields__)
 
 
-def flow_is(p: Problem, job: Job) -> bz.Result:
-    return bz.sample(p.target, "flow-is", n=job.n, seed=job.seed, progress=False)
+def flow_is(p: Problem, job: Job) -> Found:
+    return bz.sample(p.target, "flow-is", n=job.n, seed=job.seed, progress=False), 0
 
 
-def one_round(p: Problem, job: Job) -> bz.Result:
-    return bz.sample(p.target, bz.FlowIS(training=Training(rounds=1)), n=job.n, seed=job.seed, progress=False)
+def one_round(p: Problem, job: Job) -> Found:
+    return bz.sample(p.target, bz.FlowIS(training=Training(rounds=1)), n=job.n, seed=job.seed, progress=False), 0
 
 
-def chains(p: Problem, job: Job) -> bz.Result:
-    return bz.sample(p.target, "latent-mcmc", n=job.n, seed=job.seed, progress=False)
+def deeper(p: Problem, job: Job) -> Found:
+    hill, rows = best_hill(p, job.seed)
+    L = torch.linalg.cholesky(torch.cholesky_inverse(hill.C))
+    rng = Stream(job.seed).child("deeper").rng()
+    flow = make_flow("realnvp", p.target.dim, rng, layers=12, whitening=Dense(hill.x, L))
+    return bz.sample(p.target, bz.FlowIS(flow), n=job.n, seed=job.seed, progress=False), rows
 
 
-def by_laplace(p: Problem, job: Job) -> bz.Result:
-    points = Stream(job.seed).child("laplace").rng().normal(32, p.target.dim)
+def chains(p: Problem, job: Job) -> Found:
+    return bz.sample(p.target, "latent-mcmc", n=job.n, seed=job.seed, progress=False), 0
+
+
+def by_laplace(p: Problem, job: Job) -> Found:
+    hill, rows = best_hill(p, job.seed)
+    q = torch.distributions.MultivariateNormal(hill.x, precision_matrix=hill.C @ hill.C.T)
+    return bz.importance(p.target, q, n=job.n, seed=job.seed, witness=False, progress=False), rows
+
+
+def best_hill(p: Problem, seed: int) -> tuple[Laplace, int]:
+    """Laplace's approximation at the best optimum of 32 ascents from N(0, I), and the evaluations it took."""
+    points = Stream(seed).child("laplace").rng().normal(32, p.target.dim)
     climb = ascend(p.target, points, reach=0.1 * points.norm(dim=-1), rounds=1000)
     top = climb.log_p.argmax()
-    hill, _ = laplace(p.target, climb.x[top], climb.log_p[top], torch.ones_like(points[0]))
-    q = torch.distributions.MultivariateNormal(hill.x, precision_matrix=hill.C @ hill.C.T)
-    return bz.importance(p.target, q, n=job.n, seed=job.seed, witness=False, progress=False)
+    hill, rows = laplace(p.target, climb.x[top], climb.log_p[top], torch.ones_like(points[0]))
+    return hill, rows + climb.rows
 
 
-Way = Callable[[Problem, Job], bz.Result]
-WAYS: dict[str, Way] = {
+WAYS: dict[str, Callable[[Problem, Job], Found]] = {
     "flow-is": flow_is,
     "one round": one_round,
+    "12 couplings": deeper,
     "latent-mcmc": chains,
     "Laplace": by_laplace,
 }
@@ -87,7 +106,7 @@ WAYS: dict[str, Way] = {
 def measure(job: Job) -> ledger.Record:
     """The line of one run."""
     p, began = problem(job.problem), time.process_time()
-    r = WAYS[job.way](p, job)
+    r, before = WAYS[job.way](p, job)
     core = time.process_time() - began
     est, flags = r.log_z(), {f.code: f.severity for f in r.flags}
     found = {
@@ -97,7 +116,7 @@ def measure(job: Job) -> ledger.Record:
         "ess": kish(r),
         "status": str(r.status),
     }
-    spent = {"evaluations": r.evaluations, "seconds": r.seconds, "core": core}
+    spent = {"evaluations": r.evaluations + before, "seconds": r.seconds, "core": core}
     return {**asdict(job), **ledger.here(), "threads": torch.get_num_threads(), **found, **spent, "flags": flags}
 
 
@@ -145,7 +164,8 @@ def run(args: argparse.Namespace) -> int:
             worst = apart(found["flow-is"], found["latent-mcmc"])
             lines.append(f"{name}: importance sampling and bridge sampling at most {worst:.1f} joint errors apart")
             broken |= not worst <= CONFLICT
-        broken |= "flow-is" in found and statistics.median(100 * float(r["ess"]) for r in found["flow-is"]) < args.least
+        medians = [statistics.median(100 * float(r["ess"]) for r in found[way]) for way in FLOWS if way in found]
+        broken |= bool(medians) and max(medians) < args.least
     print("", *lines, sep="\n")
     return int(broken)
 
@@ -157,7 +177,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--way", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), metavar="S")
     parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--least", type=float, default=95.0, help="percent of ESS wanted of flow-is (default %(default)s)")
+    parser.add_argument("--least", type=float, default=95.0, help="percent of ESS wanted of a flow (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ledger", type=Path, default=Path("weights.jsonl"), metavar="PATH")
     parser.set_defaults(run=run)
