@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from boltzsample.samplers.mixture_is import MixtureIS
     from boltzsample.samplers.sampler import Budget
     from boltzsample.samplers.smc import SMC
+    from boltzsample.samplers.tempering import Tempering
     from boltzsample.storage import load
     from boltzsample.target import Target, log_prob_and_grad
     from boltzsample.views import Constrained, Observed, Pullback, Tempered
@@ -57,6 +58,7 @@ _HOME = {
     "MixtureIS": "samplers.mixture_is",
     "Budget": "samplers.sampler",
     "SMC": "samplers.smc",
+    "Tempering": "samplers.tempering",
     "load": "storage",
     "Target": "target",
     "log_prob_and_grad": "target",
@@ -68,7 +70,7 @@ _HOME = {
 
 __all__ = [
     "AIS", "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC",
-    "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "from_jax",
+    "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "Tempering", "from_jax",
     "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 

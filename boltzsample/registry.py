@@ -12,6 +12,7 @@ from boltzsample.samplers.mcmc import MCMC
 from boltzsample.samplers.mixture_is import MixtureIS
 from boltzsample.samplers.sampler import Sampler
 from boltzsample.samplers.smc import SMC
+from boltzsample.samplers.tempering import Tempering
 
 
 class Method(NamedTuple):
@@ -34,6 +35,7 @@ METHODS: dict[str, Method] = {
     "mcmc": Method(MCMC, False, "exact", "256 chains from dispersed starts, HMC adapted across chains, then frozen"),
     "smc": Method(SMC, False, "exact", "particles carried from a wide base to the target along a frozen ladder of temperatures"),
     "ais": Method(AIS, False, "weighted", "independent paths up a fine ladder, weighted; backwards, an upper side of log Z"),
+    "tempering": Method(Tempering, False, "exact", "replica exchange: chains at a ladder of temperatures that swap places"),
     "mixture-is": Method(MixtureIS, True, "weighted", "modes found, chains in each, a mixture fitted to them and its draws weighted"),
     "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
     "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),
