@@ -4,11 +4,12 @@ The optimum audit climbs from 256 points that owe nothing to the draws it judges
 An optimum is *required* if the climb converged, its Hessian is negative definite, its Laplace share m of all the masses found (and of
 the Z that the draws estimate, where they do) is at least 1e-3 and m n_eff >= 20. It is *visited* if a tenth of m or more of the draws
 lie in the .999 ball of its Laplace Gaussian (one stray chain is no visit), or if as many climbs from 256 of the draws end there and it
-is no more than the top of their own region; weighted draws must pass twice, as weighted, and with a hundredth of m before they are (one heavy draw is none either). For the
-second way its Laplace mass must be small against the Gaussian mass of the draws, median log p + d/2 + 1/2 log det 2 pi S, or it
-is a spike that they walk past. A required optimum not visited is WITNESS_CONFLICT. The audit counts as a witness if at least 64
-of its climbs converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS says so. What no climb reaches it
-cannot see: a narrow mode away from the origin, with most of the space flat around it, stays hidden from everybody.
+is no more than the top of their own region; weighted draws must pass twice, as weighted, and with a hundredth of m before they are (one
+heavy draw is none either). For the second way its Laplace mass must be small against the Gaussian mass of the draws,
+median log p + d/2 + 1/2 log det 2 pi S, or it is a spike that they walk past. A required optimum not visited is WITNESS_CONFLICT. The
+audit counts as a witness if at least 64 of its climbs converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS
+says so. What no climb reaches it cannot see: a narrow mode away from the origin, with most of the space flat around it, stays hidden
+from everybody.
 """
 
 from __future__ import annotations
