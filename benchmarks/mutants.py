@@ -155,7 +155,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mixture-is: log-det with the wrong sign", "mixture.py", "self.log_share - self.log_det +", "self.log_share + self.log_det +", ("tests/test_mixture.py",)),
     Mutant("mixture-is: what was forgotten is not told", "samplers/mixture_is.py", "if max(self.forgotten, default=0.0) > FORGOTTEN:", "if False:", ("tests/test_mixture.py",)),
     Mutant("mixture-is: improper densities pass", "improper.py", "SLOPE = -1.05", "SLOPE = 1e9", ("tests/test_improper.py",)),
-    Mutant("SMC: one resampling too few in the variance", "samplers/cloud.py", "(self.resampled[:, None] + 1.0)", "self.resampled[:, None]", (ANNEALING,)),
+    Mutant("SMC: one resampling too few in the variance", "samplers/cloud.py", "(self.resampled[:, None] + 1.0)", "self.resampled[:, None]", ("tests/test_smc.py::test_each_variance_is_what_it_says",)),
     Mutant("weights: the base is N(0, I) when it is not", "flows/base.py", "return torch.logaddexp(narrow, wide)", "return narrow", ("tests/test_flows.py",)),
     Mutant("weights: no Jacobian of the flow", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()), z", ("tests/test_flows.py",)),
     Mutant("weights: no Jacobian of the whitening", "flows/flow.py", "return x, log_det + more", "return x, log_det", ("tests/test_flows.py",)),

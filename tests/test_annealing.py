@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import boltzsample as bz
+from boltzsample.backend import Backend
 from boltzsample.flows.base import Normal
+from boltzsample.samplers.annealing import Cloud, Shape, adapt, annealing_kernel, climb
 from boltzsample.samplers.frozen_smc import FrozenSMC
 from boltzsample.streams import Stream
 from tests.counted import Counted
@@ -41,6 +43,18 @@ def test_draws_are_of_the_target() -> None:
     x = FrozenSMC(particles=4096)(TARGET, Normal(D, 2.0), Stream(1)).x
     z = (x / S).double()
     assert (z.mean(0).abs() < 0.12).all() and (z.std(0) - 1).abs().max() < 0.08
+
+
+def test_only_the_second_pass_is_reported() -> None:
+    """The first one, which made the ladder on the way, is forgotten but for its price."""
+    shape, kernel = Shape(1, 1, 256), annealing_kernel(3, True)
+    first, second = (
+        Cloud.start(TARGET, Normal(D, 2.0), kernel, 1, shape, Backend(), Stream(7).child(name)) for name in ("adapt", "frozen")
+    )
+    ladder = adapt(first, SMC.cess, lambda _: None)
+    assert ladder is not None and climb(second, ladder, lambda _: None) is None
+    found = SMC(TARGET, Normal(D, 2.0), Stream(7))
+    assert found.log_z == float(second.log_z) != float(first.log_z) and torch.equal(found.x, second.chains.x[0])
 
 
 def test_price_is_counted() -> None:

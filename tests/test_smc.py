@@ -120,6 +120,12 @@ def test_random_walk_where_there_is_no_gradient() -> None:
     assert abs(float(r.log_z().value) - math.log(2 * math.pi)) < 4 * float(r.log_z().stderr) < 0.4
 
 
+def test_what_is_reported_is_the_frozen_rerun() -> None:
+    first = run()
+    again = run(method=first.sampler, fit=False)
+    assert torch.equal(first.draws.x, again.draws.x) and torch.equal(first.draws.log_weight, again.draws.log_weight)
+
+
 def test_replicates_are_what_they_are_alone() -> None:
     """A ladder of one replicate frozen for three: nothing is shared but the ladder; the same seed gives the same draws."""
     fitted = run().sampler
