@@ -19,10 +19,10 @@ from torch.distributions import constraints
 
 from boltzsample.bijections import Bijection
 from boltzsample.constraints import bijection
-from boltzsample.maps import Dense, Diagonal, Map, push_vjp
+from boltzsample.maps import Diagonal, Map, push_vjp  # noqa: F401 (Diagonal is the doctests')
 from boltzsample.target import Target, log_prob_and_grad, readout
 
-__all__ = ["Constrained", "Dense", "Diagonal", "Map", "Observed", "Pullback", "Tempered", "push_vjp"]
+__all__ = ["Constrained", "Observed", "Pullback", "Tempered"]
 
 Readout = Tensor | dict[str, Tensor]
 

@@ -21,9 +21,10 @@ from boltzsample.adapters import from_log_prob
 from boltzsample.backend import compile_whole
 from boltzsample.kernels import HMC, MALA, ULA, ChainState, Noise, PointState, RandomWalk, StepInfo, metropolis
 from boltzsample.kernels.chains import Meter, advance
+from boltzsample.maps import Dense, Diagonal
 from boltzsample.streams import Stream
 from boltzsample.target import Target
-from boltzsample.views import Constrained, Dense, Diagonal, Observed, Pullback, Tempered
+from boltzsample.views import Constrained, Observed, Pullback, Tempered
 from tests.counted import Counted
 
 CHAINS = 200_000

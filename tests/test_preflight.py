@@ -10,9 +10,10 @@ from torch import Tensor
 
 from boltzsample import errors
 from boltzsample.adapters import from_log_prob
+from boltzsample.maps import Dense, Diagonal
 from boltzsample.preflight import check_gradient, check_interface
 from boltzsample.target import FunctionTarget, Target
-from boltzsample.views import Constrained, Dense, Diagonal, Pullback, Tempered
+from boltzsample.views import Constrained, Pullback, Tempered
 from tests.counted import Counted
 
 LogProb = Callable[[Tensor], Tensor]

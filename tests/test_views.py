@@ -14,10 +14,10 @@ from boltzsample.adapters import from_log_prob
 from boltzsample.bijections import Bijection
 from boltzsample.constraints import UnsupportedSupport, bijection
 from boltzsample.errors import ShapeError
-from boltzsample.maps import Map
+from boltzsample.maps import Dense, Diagonal, Map
 from boltzsample.preflight import check_gradient, check_interface
 from boltzsample.target import Target, log_prob_and_grad, readout
-from boltzsample.views import Constrained, Dense, Diagonal, Observed, Pullback, Tempered
+from boltzsample.views import Constrained, Observed, Pullback, Tempered
 
 
 def skewed(x: Tensor) -> Tensor:
