@@ -85,7 +85,7 @@ def _measured(target: bz.Target, sampler: Tempering) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Replicas, "_round", spy)
         bz.sample(target, sampler, 2000, seed=1, fit=False, witness=False)
-    return torch.stack(seen[sampler.warmup :]).mean(0)
+    return torch.stack(seen[sampler._warmup(sampler.rungs) :]).mean(0)
 
 
 def test_levels_are_put_where_the_barrier_rises_by_equal_parts() -> None:
@@ -133,8 +133,15 @@ def test_n_is_shared_out_and_16_a_ladder_at_least(n: int, draws: int) -> None:
     d = sample(normal(), n=n, witness=False).draws
     assert d.x.shape == (16, draws, 2) and d.log_weight is None
     torch.testing.assert_close(d.log_prob, normal().log_prob(d.x), rtol=1e-9, atol=1e-9)
-    assert d.group is not None and d.group.tolist() == [u // 2 for u in range(16)]
-    assert d.starts is not None and len(d.starts.unique(dim=0)) == 8
+    assert d.group is not None and d.group.tolist() == list(range(16))
+    assert d.starts is not None and len(d.starts.unique(dim=0)) == 16
+
+
+def test_given_starts_are_shared_out() -> None:
+    d = sample(normal(), replace(SMALL, ladders=20), starts=[[0.0, 1.0], [1.0, 1.0], [2.0, 0.0]], witness=False).draws
+    assert d.group is not None and d.starts is not None
+    assert d.group.tolist() == [u % 16 % 3 for u in range(20)]
+    assert all(len(d.starts[d.group == g].unique(dim=0)) == 1 for g in range(3))
 
 
 def test_same_seed_same_draws_and_any_number_of_ladders() -> None:

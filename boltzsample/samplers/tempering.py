@@ -37,9 +37,10 @@ from boltzsample.samplers.wide_source import wide_source
 from boltzsample.target import Target
 
 MIN_ROUNDS = 250
-ROUNDS_PER_LEVEL = 16  # a round trip takes about two rounds a level
+WARMUP = 200  # rounds at least
+ROUNDS_PER_LEVEL = 24  # a round trip takes two to four rounds a level, and every trip renews one level
 WALK_SWEEPS = 8  # steps of a random walk between swaps
-TWINS = 2  # ladders that share a start
+BLOCK = 16  # ladders whose starts are drawn at once, each its own: what a ladder remembers of it is then in the bars
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,9 @@ class Tempering(Sampler):
 
     ladders: per replicate, independent of each other. temperatures: levels above the base; None: as many as the barrier between base
     and target asks for, 40 at most. kernel: a Metropolis kernel of the house; None: HMC (a random walk where there is no gradient).
-    sweeps: moves between swaps; None: 1, or 8 of a random walk. warmup: rounds of adaptation. thin: rounds per draw kept; None: so many
-    that every ladder has time for several round trips. `fit` fills `rungs`: temperatures, step sizes and maps.
+    sweeps: moves between swaps; None: 1, or 8 of a random walk. warmup: rounds of adaptation; None: 200, or 24 for each level. thin:
+    rounds per draw kept; None: so many that every ladder has time for several round trips. `fit` fills `rungs`: temperatures, step
+    sizes and maps.
 
     >>> import boltzsample as bz
     >>> target = bz.from_log_prob(lambda x: -0.5 * ((x.abs() - 8) ** 2).sum(-1), dim=1)        # two far modes
@@ -63,13 +65,13 @@ class Tempering(Sampler):
     temperatures: int | None = None
     kernel: Any = None
     sweeps: int | None = None
-    warmup: int = 200
+    warmup: int | None = None
     thin: int | None = None
     rungs: Rungs | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, least, free in (
-            ("ladders", 1, False), ("temperatures", 1, True), ("sweeps", 1, True), ("warmup", 0, False), ("thin", 1, True)
+            ("ladders", 1, False), ("temperatures", 1, True), ("sweeps", 1, True), ("warmup", 0, True), ("thin", 1, True)
         ):  # fmt: skip
             value = getattr(self, name)
             if not (value is None and free) and (not isinstance(value, int) or isinstance(value, bool) or value < least):
@@ -83,13 +85,12 @@ class Tempering(Sampler):
         """Temperatures, step sizes and maps, from those fitted already; the copy returned is fitted; the ladders go on in `sample`."""
         kernel = self._kernel(target, run)
         rungs = self._fitted(run) or self._first(target, run, kernel)
-        sweeps = self._sweeps(kernel)
-        starts = self._starts(target, run)
+        sweeps, warmup, starts = self._sweeps(kernel), self._warmup(rungs), self._starts(target, run)
         run.handover["starts"] = starts
-        with run.progress.phase("warm-up", self.warmup) as bar:
+        with run.progress.phase("warm-up", warmup) as bar:
             x = annealed(target, rungs, kernel, starts, run, "warm-up")
-            replicas = Replicas.start(target, rungs, kernel, x, run, "warm-up", self.warmup * sweeps)
-            warm_up(replicas, self.warmup, sweeps, bar)
+            replicas = Replicas.start(target, rungs, kernel, x, run, "warm-up", warmup * sweeps)
+            warm_up(replicas, warmup, sweeps, bar)
         account(run, "warm-up", replicas.chains)
         run.handover["positions"] = replicas.chains.x
         return replace(self, kernel=kernel, rungs=replicas.rungs)
@@ -104,7 +105,7 @@ class Tempering(Sampler):
         starts = self._starts(target, run) if starts is None else starts
         x, settle = run.handover.get("positions"), 0
         if x is None:
-            x, settle = annealed(target, rungs, kernel, starts, run, "sampling"), self.warmup
+            x, settle = annealed(target, rungs, kernel, starts, run, "sampling"), self._warmup(rungs)
         with run.progress.phase("sampling", settle + keep * thin) as bar:
             replicas = Replicas.start(target, rungs, kernel, x, run, "sampling", (settle + keep * thin) * sweeps)
             for _ in replicas.rounds(settle, sweeps, "settle") if settle else ():
@@ -142,6 +143,9 @@ class Tempering(Sampler):
     def _sweeps(self, kernel: Any) -> int:
         return self.sweeps or (1 if kernel.price[1] else WALK_SWEEPS)
 
+    def _warmup(self, rungs: Rungs) -> int:
+        return max(WARMUP, ROUNDS_PER_LEVEL * (rungs.levels + 1)) if self.warmup is None else self.warmup
+
     def _thin(self, keep: int, rungs: Rungs, kernel: Any, run: Run) -> int:
         """Rounds for each draw kept: time for round trips, as far as a budget of evaluations goes."""
         if self.thin is not None:
@@ -165,13 +169,16 @@ class Tempering(Sampler):
         return source.base
 
     def _starts(self, target: Target, run: Run) -> Tensor:
-        """(replicates, ladders, dim): two ladders to a start."""
-        x, rows = run.starts.chains(target, run.backend, run.stream.child("starts"), run.replicates, -(-self.ladders // TWINS))
+        """A start for each ladder (replicates, ladders, dim)."""
+        blocks = -(-self.ladders // BLOCK)
+        x, rows = run.starts.chains(target, run.backend, run.stream.child("starts"), run.replicates * blocks, BLOCK)
         run.ledger.add("starts", rows)
-        return x.repeat_interleave(TWINS, 1)[:, : self.ladders]
+        return x.reshape(run.replicates, blocks * BLOCK, -1)[:, : self.ladders]
 
     def _group(self, starts: Starts) -> Tensor:
-        return starts.groups(-(-self.ladders // TWINS)).repeat_interleave(TWINS)[: self.ladders]
+        if starts.given is None:
+            return torch.arange(self.ladders)
+        return starts.groups(BLOCK).repeat(-(-self.ladders // BLOCK))[: self.ladders]
 
     def _fitted(self, run: Run) -> Rungs | None:
         """The rungs in the run's dtype and on its device. Raises ValueError where they are of other replicates."""
