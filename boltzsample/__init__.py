@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from boltzsample.samplers.latent import LatentMCMC
     from boltzsample.samplers.mcmc import MCMC
     from boltzsample.samplers.mixture_is import MixtureIS
+    from boltzsample.samplers.posterior import Inner
+    from boltzsample.samplers.rdmc import RDMC
     from boltzsample.samplers.sampler import Budget
     from boltzsample.samplers.slips import SLIPS
     from boltzsample.samplers.smc import SMC
@@ -58,6 +60,8 @@ _HOME = {
     "MCMC": "samplers.mcmc",
     "MixtureIS": "samplers.mixture_is",
     "Budget": "samplers.sampler",
+    "Inner": "samplers.posterior",
+    "RDMC": "samplers.rdmc",
     "SLIPS": "samplers.slips",
     "SMC": "samplers.smc",
     "Tempering": "samplers.tempering",
@@ -71,9 +75,9 @@ _HOME = {
 }
 
 __all__ = [
-    "AIS", "HMC", "MALA", "MCMC", "SLIPS", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC",
-    "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "Tempering", "from_jax",
-    "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
+    "AIS", "HMC", "MALA", "MCMC", "RDMC", "SLIPS", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS",
+    "Inner", "LatentMCMC", "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered",
+    "Tempering", "from_jax", "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

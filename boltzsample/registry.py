@@ -10,6 +10,7 @@ from boltzsample.samplers.flow_is import FlowIS
 from boltzsample.samplers.latent import LatentMCMC
 from boltzsample.samplers.mcmc import MCMC
 from boltzsample.samplers.mixture_is import MixtureIS
+from boltzsample.samplers.rdmc import RDMC
 from boltzsample.samplers.sampler import Sampler
 from boltzsample.samplers.slips import SLIPS
 from boltzsample.samplers.smc import SMC
@@ -39,6 +40,7 @@ METHODS: dict[str, Method] = {
     "tempering": Method(Tempering, False, "exact", "replica exchange: chains at a ladder of temperatures that swap places"),
     "mixture-is": Method(MixtureIS, True, "weighted", "modes found, chains in each, a mixture fitted to them and its draws weighted"),
     "slips": Method(SLIPS, True, "weighted", "localization: paths from noise steered by posterior chains, with exact weights"),
+    "rdmc": Method(RDMC, True, "approximate", "the diffusion that turns the target to noise, walked backwards by scores of posterior chains"),
     "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
     "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),
 }

@@ -58,7 +58,8 @@ class Noised:
 
     def denoised(self, y: Tensor) -> Tensor:
         """E_q[x | y] (n, dim)."""
-        return (self.log_terms(y).softmax(1)[..., None] * self.means(y)).sum(1)
+        mean: Tensor = (self.log_terms(y).softmax(1)[..., None] * self.means(y)).sum(1)
+        return mean
 
 
 def inverted(L: Tensor) -> Tensor:

@@ -77,6 +77,19 @@ class Frame:
         return *self.push(z), lambda g: by_row(self.L.mT, self.j.expand(g.shape[:-1]), g)
 
 
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """The map x = scale z."""
+
+    scale: Tensor
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scale * z, z.new_zeros(())
+
+    def push_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        return *self.push(z), lambda g: self.scale * g
+
+
 @dataclass(frozen=True)
 class Inner:
     """Posterior chains: how many for each y, how many transitions at each level, and the kernel that makes them (None: HMC with a number

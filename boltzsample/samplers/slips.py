@@ -24,28 +24,35 @@ from boltzsample.flags import Flag, flag
 from boltzsample.kernels.adapt import moved
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.explore import Explored, Explorer
+from boltzsample.samplers.localization import localized, window_flags
 from boltzsample.samplers.localized import FIRST, TRIALS, Ends, Guide, calibrate, memberships, paths
 from boltzsample.samplers.mixture_is import FORGOTTEN, MixtureIS
 from boltzsample.samplers.pool import pool, reshared
 from boltzsample.samplers.posterior import Inner, Spent, Units
-from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
-from boltzsample.samplers.with_flow import affordable
+from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags, no_look
+from boltzsample.samplers.unweighted import localization
+from boltzsample.samplers.walks import Fitted, sample_walks
+from boltzsample.samplers.window import Window
+from boltzsample.schedules import Localization, Schedule
 from boltzsample.target import Target
 
 BLOCK = 256  # paths of one batch
 PILOTS = (256, 512)  # paths that calibrate, paths that weigh the modes
 PILOT_SHARE = 0.4  # of what the budget has left
 GUESS = 1000  # draws, to share out a budget by
+LEVELS = 8
 NOISE, DATA = 3.0, 0.3  # first and last noise level, in widths of a mode
 CHEAPER = ((4, 2, 1), (2, 2, 1), (1, 2, 1))  # levels, chains, transitions where the budget is small
 
 
 @dataclass(frozen=True, eq=False)
 class SLIPS(Sampler):
-    """Paths from noise to the target. levels: noise levels between 3 and .3 widths of a mode. inner: the posterior chains.
+    """Paths from noise to the target. levels: noise levels, by default 8 between 3 and .3 widths of a mode (64 steps where weights=False).
+    inner: the posterior chains. explorer: of the pool. schedule, corrector (Langevin steps on y at each level): where weights=False.
 
     `fit` fills, for each replicate, `guides` (all that the paths need, frozen), `units`, `pilots` (ESS of the last pilot), and as
-    MixtureIS does `found`, `forgotten` and `explored`. data: draws to make the pool of, weighted or not.
+    MixtureIS does `found`, `forgotten` and `explored`; where weights=False `fitted` and `windows`. Its `data`: draws to make the pool of,
+    weighted or not.
 
     >>> import boltzsample as bz
     >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 9).square().sum(-1), 0.7 - (x + 9).square().sum(-1)), dim=2)
@@ -57,9 +64,11 @@ class SLIPS(Sampler):
     log_z: ClassVar[bool] = True
     learns: ClassVar[bool] = True
     weights: bool = True
-    levels: int = 8
+    levels: int | None = None
     inner: Inner = field(default_factory=Inner)
     explorer: Explorer = field(default_factory=Explorer)
+    schedule: Schedule = field(default_factory=Localization)
+    corrector: int = 0
     guides: tuple[Guide, ...] = field(default=(), repr=False)
     units: tuple[Diagonal | Dense, ...] = field(default=(), repr=False)
     inners: tuple[Inner, ...] = field(default=(), repr=False)
@@ -67,10 +76,16 @@ class SLIPS(Sampler):
     found: tuple[int, ...] = ()
     forgotten: tuple[float, ...] = ()
     explored: tuple[Explored, ...] = field(default=(), repr=False)
+    fitted: tuple[Fitted, ...] = field(default=(), repr=False)
+    windows: tuple[Window, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.levels, int) or isinstance(self.levels, bool) or self.levels < 1:
-            raise ValueError(f"levels is {self.levels!r}; wanted an integer >= 1")
+        if self.levels is not None and (not isinstance(self.levels, int) or isinstance(self.levels, bool) or self.levels < 1):
+            raise ValueError(f"levels is {self.levels!r}; wanted an integer >= 1, or None")
+        if self.corrector and self.weights:
+            raise ValueError("corrector= belongs to weights=False: weighted paths are corrected by their weights; wanted corrector=0")
+        if not self.weights:
+            object.__setattr__(self, "log_z", False)
 
     def check(self, target: Target, data: Draws | None) -> None:
         """ShapeError for draws of another dimension."""
@@ -81,7 +96,11 @@ class SLIPS(Sampler):
         """A guide for each replicate, one after another. Raises NoGradient."""
         if not run.starts.has_gradient:
             raise NoGradient("slips walks by the gradient, and this density has none; use smc or mcmc")
-        found = [self._fitted(target, replace(run.part(r), stream=run.stream.child("slips", r)), data) for r in range(run.replicates)]
+        parts = [replace(run.part(r), stream=run.stream.child("slips", r)) for r in range(run.replicates)]
+        if not self.weights:
+            ready = [localized(target, self.schedule, self.levels, self.inner, self.corrector, part) for part in parts]
+            return replace(self, fitted=tuple(f for f, _ in ready), windows=tuple(w for _, w in ready))
+        found = [self._fitted(target, part, data) for part in parts]
         guides, units, inners, pilots, modes, forgotten, explored = zip(*found, strict=True)
         return replace(
             self, guides=guides, units=units, inners=inners, pilots=pilots, found=modes, forgotten=forgotten, explored=explored
@@ -111,7 +130,7 @@ class SLIPS(Sampler):
     def _affordable(self, dim: int, run: Run) -> tuple[int, Inner]:
         """Levels and chains, fewer where the budget is small."""
         inner = self.inner.ready(dim)
-        tried = [(self.levels, inner), *((k, replace(inner, chains=c, transitions=t)) for k, c, t in CHEAPER)]
+        tried = [(self.levels or LEVELS, inner), *((k, replace(inner, chains=c, transitions=t)) for k, c, t in CHEAPER)]
         if run.budget.evaluations is None:
             return tried[0]
         left = run.budget.evaluations - run.reserve - run.ledger.total
@@ -119,6 +138,8 @@ class SLIPS(Sampler):
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """n weighted draws a replicate, or as many as the budget leaves; every path is a unit. Raises ValueError, PositiveInfinityError."""
+        if not self.weights:
+            return sample_walks(target, self.fitted, localization, n, run, window_flags(self.windows))
         if len(self.guides) not in (1, run.replicates) or not self.guides:
             raise ValueError(f"this sampler has {len(self.guides)} guides for {run.replicates} replicates; leave fit=True")
         flags: list[Flag] = []
@@ -163,6 +184,8 @@ class SLIPS(Sampler):
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
         """log Z against another SMC run up the explorer's ladder, as mixture-is does."""
+        if not self.weights:
+            return [no_look("unweighted walks have no second look of their own")] * len(replicates)
         return MixtureIS(explorer=self.explorer, explored=self.explored).second_look(target, replicates, run)
 
 
