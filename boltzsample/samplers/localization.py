@@ -31,13 +31,15 @@ WINDOW_SHARE = 0.2  # of a budget
 
 @dataclass(frozen=True, eq=False)
 class Wide:
-    """A start that knows nothing but a scale: y from N(0, (alpha^2 + sigma^2) I), chains from N(0, I)."""
+    """A start that knows nothing but a scale: y from N(0, (alpha^2 + sigma^2) I), its chains at y / alpha. All of them at one place: between
+    far modes, chains of one y in different modes would lead it to none."""
 
     dim: int
 
     def __call__(self, levels: Levels, n: int, chains: int, rng: Rng) -> tuple[Tensor, Tensor]:
         spread = (levels.alpha[0].square() + levels.sigma[0].square()).sqrt()
-        return spread * rng.normal(n, self.dim), rng.normal(n, chains, self.dim)
+        y = spread * rng.normal(n, self.dim)
+        return y, (y / levels.alpha[0])[:, None].expand(-1, chains, -1).clone()
 
 
 def localized(target: Target, schedule: Schedule, steps: int | None, inner: Inner, corrector: int, run: Run) -> tuple[Fitted, Window]:

@@ -5,7 +5,8 @@ and after the last one a draw of the posterior is returned. The start is a chain
 
     y <- y + h s + sqrt(2 h) xi,        h = sigma_0^2 / 2,
 
-and as many such steps at each level are the corrector. Chains keep their places from level to level; where fresh draws of N(y / alpha,
+and such steps at each level are the corrector. At the very end chains on pi itself move the draws a few times: this makes up for what the
+last posterior lacks inside a mode, and leaves the masses of modes as they came. Chains keep their places from level to level; where fresh draws of N(y / alpha,
 (sigma / alpha)^2 I), weighed by pi, were good enough in the pilot (low noise), they begin there instead.
 
 The mean is z + c g of each draw (posterior.py), with one coefficient c of each y by least squares. Nothing corrects the errors of the
@@ -29,6 +30,7 @@ from boltzsample.streams import Rng
 
 TRIALS = 6  # transitions that tune a step
 BEGIN = 16  # transitions where chains begin
+SETTLE = 12  # transitions on pi at the end
 PROPOSALS = 4  # of an importance start, for each chain
 GOOD = 0.3  # of the proposals effective: enough to begin there
 FEW_DRAWS, LOW_ACCEPTANCE, APART = 10.0, 0.2, 0.5
@@ -52,8 +54,8 @@ def reverse_ou(levels: Levels, k: int, y: Tensor, u: Tensor, normal: Tensor) -> 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Levels, the chains' step h (K + 1,) at each, and where they begin by importance (K + 1,), both by a pilot; steps of the start and of
-    the corrector."""
+    """Levels; the chains' step h (K + 2,) at each and on pi itself, and where they begin by importance (K + 1,), both by a pilot; steps of
+    the start and of the corrector."""
 
     levels: Levels
     h: Tensor
@@ -63,8 +65,9 @@ class Plan:
 
     def price(self, inner: Inner) -> int:
         """Evaluations of a walk, the last density included."""
-        looks = self.start + len(self.h) + self.corrector * (len(self.h) - 1)
-        return inner.price(looks, BEGIN) + inner.chains * PROPOSALS * int(self.fresh.sum()) + 1
+        K = self.levels.steps
+        looks = self.start + K + 1 + self.corrector * K
+        return inner.price(looks, BEGIN) + 1 + SETTLE * sum(inner.moves.price) + inner.chains * PROPOSALS * int(self.fresh.sum()) + 1
 
 
 class Means(NamedTuple):
@@ -108,6 +111,14 @@ class Walkers:
         z = self.x.flatten(0, 1) / frame.scale
         found = look(self.target, rows, self.levels.alpha[k], self.levels.sigma[k], frame, z, kernel, transitions, self.rng, self.spent)
         self.x = (frame.scale * found.z[-1]).reshape(self.x.shape)
+        return found
+
+    def settle(self, h: Tensor, transitions: int) -> Seen:
+        """The first chain of each walk, moved on pi itself."""
+        none, one = torch.zeros_like(h), torch.ones_like(h)
+        kernel, frame = replace(self.inner.moves, h=h), Scaled(one)  # type: ignore[type-var]
+        found = look(self.target, self.y, none, one, frame, self.x[:, 0], kernel, transitions, self.rng, self.spent)
+        self.x = torch.cat([found.z[-1][:, None], self.x[:, 1:]], 1)
         return found
 
     def means(self, k: int, h: Tensor, more: int = 0) -> Means:
@@ -157,13 +168,14 @@ def walked(walkers: Walkers, plan: Plan, step: Step) -> Walked:
         for _ in range(plan.corrector):
             walkers.correct(k + 1, means.u)
             means = walkers.means(k + 1, plan.h[k + 1])
+    walkers.settle(plan.h[-1], SETTLE)
     return Walked(walkers.x[:, 0], *worst)
 
 
 def planned(walkers: Walkers, start: int, corrector: int, step: Step, importance: bool) -> Plan:
     """The steps of the chains, and where an importance start is good, by walks that are then forgotten."""
     levels = walkers.levels
-    h, fresh, kernel = torch.ones_like(levels.alpha), torch.zeros(len(levels.alpha), dtype=torch.bool), walkers.inner.moves
+    h, fresh, kernel = levels.alpha.new_ones(levels.steps + 2), torch.zeros(len(levels.alpha), dtype=torch.bool), walkers.inner.moves
     for k in range(len(levels.alpha)):
         if importance and k:
             x, good = walkers.x, walkers.begin_by_importance(k) > GOOD
@@ -177,6 +189,9 @@ def planned(walkers: Walkers, start: int, corrector: int, step: Step, importance
             u = walkers.means(k, kernel.h).u
         if k < levels.steps:
             walkers.y = step(levels, k, walkers.y, u, walkers.rng.normal(*walkers.y.shape))
+    for _ in range(TRIALS):
+        kernel = tuned(kernel, walkers.settle(kernel.h, 1).accept[0], walkers.inner.longest)
+    h[-1] = kernel.h
     return Plan(levels, h, fresh, start, corrector)
 
 
