@@ -76,8 +76,9 @@ _HOME = {
 
 __all__ = [
     "AIS", "HMC", "MALA", "MCMC", "RDMC", "SLIPS", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS",
-    "Inner", "LatentMCMC", "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered",
-    "Tempering", "from_jax", "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
+    "Inner", "LatentMCMC", "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target",
+    "Tempered", "Tempering", "from_jax", "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance",
+    "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

@@ -31,8 +31,8 @@ WINDOW_SHARE = 0.2  # of a budget
 
 @dataclass(frozen=True, eq=False)
 class Wide:
-    """A start that knows nothing but a scale: y from N(0, (alpha^2 + sigma^2) I), its chains at y / alpha. All of them at one place: between
-    far modes, chains of one y in different modes would lead it to none."""
+    """A start that knows nothing but a scale: y from N(0, (alpha^2 + sigma^2) I), its chains at y / alpha, all of them at one place: of far
+    modes, chains of one y in different ones would lead it to none."""
 
     dim: int
 

@@ -34,7 +34,8 @@ TRIALS = 6  # transitions that tune a step
 FIRST = 2  # transitions more where chains begin
 
 
-class Mixture(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Mixture:
     """Shares log a (J,), means (J, dim), covariances (J, dim, dim)."""
 
     log_share: Tensor
@@ -67,7 +68,7 @@ class Chains:
 
     def __init__(self, target: Units, mixture: Mixture, s: Tensor, inner: Inner, n: int, rng: Rng) -> None:
         self.target, self.mixture, self.inner, self.n, self.rng, self.spent = target, mixture, inner, n, rng, Spent()
-        self.noised = [Noised(*mixture, level) for level in s]
+        self.noised = [Noised(mixture.log_share, mixture.m, mixture.S, level) for level in s]
         self.label = torch.zeros(n, inner.chains, dtype=torch.long, device=s.device)
         self.z = torch.zeros(n, inner.chains, mixture.m.shape[1], dtype=s.dtype, device=s.device)
         self.share: Tensor | None = None  # log r (n, J) at the last level

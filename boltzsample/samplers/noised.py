@@ -54,7 +54,8 @@ class Noised:
 
     def means(self, y: Tensor) -> Tensor:
         """Posterior means of the components (n, J, dim)."""
-        return self.m + torch.einsum("njd,jed->nje", y[:, None] - self.m, self.gain)
+        means: Tensor = self.m + torch.einsum("njd,jed->nje", y[:, None] - self.m, self.gain)
+        return means
 
     def denoised(self, y: Tensor) -> Tensor:
         """E_q[x | y] (n, dim)."""
@@ -65,7 +66,8 @@ class Noised:
 def inverted(L: Tensor) -> Tensor:
     """The inverses of lower-triangular matrices (*batch, dim, dim)."""
     eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand_as(L)
-    return torch.linalg.solve_triangular(L, eye, upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(L, eye, upper=False)
+    return inverse
 
 
 def log_normal(away: Tensor, inverse: Tensor) -> Tensor:

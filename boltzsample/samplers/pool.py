@@ -87,4 +87,4 @@ def reshared(mixture: Mixture, mass: Tensor) -> Mixture:
     """With shares by these masses (J,), a tenth of them equal."""
     eye = torch.eye(mixture.m.shape[1], dtype=mixture.m.dtype, device=mixture.m.device)
     q = DefensiveMixture(mixture.log_share, mixture.m, eye.expand_as(mixture.S))
-    return mixture._replace(log_share=floored(q.reshared(mass.clamp(min=1e-12)), len(mass)).log_share)
+    return replace(mixture, log_share=floored(q.reshared(mass.clamp(min=1e-12)), len(mass)).log_share)

@@ -64,7 +64,7 @@ class RDMC(Sampler):
     def _fitted(self, target: Target, run: Run) -> Fitted:
         x = self._explorer(run)(target, run).x.double()
         units = Diagonal(x.mean(0), x.std(0).clamp(min=1e-12))
-        tried = [(self.levels, self.inner, self.start), *((k, Inner(c, t, self.inner.kernel), 2) for k, c, t in CHEAPER)]
+        tried = [(self.levels, self.inner, self.start), *((k, Inner(c, t, self.inner.kernel), 1) for k, c, t in CHEAPER)]
         K, inner, start = affordable_walk(tried, target.dim, self.corrector, run)
         levels = Levels.even(OU(), NOISE, DATA, K)
         first = Tempered(units.pull(x))

@@ -38,8 +38,9 @@ from boltzsample.target import Target
 
 BLOCK = 256  # paths of one batch
 PILOTS = (256, 512)  # paths that calibrate, paths that weigh the modes
-PILOT_SHARE = 0.4  # of what the budget has left
+PILOT_SHARE = 0.1  # of what the budget has left, for each pilot
 GUESS = 1000  # draws, to share out a budget by
+SHARE = 0.7  # of what the budget has left, for so many draws
 LEVELS = 8
 NOISE, DATA = 3.0, 0.3  # first and last noise level, in widths of a mode
 CHEAPER = ((4, 2, 1), (2, 2, 1), (1, 2, 1))  # levels, chains, transitions where the budget is small
@@ -111,7 +112,9 @@ class SLIPS(Sampler):
         view = Units(target, moved(own.units, replace(run.backend, dtype=torch.float64)), run.backend.dtype)
         levels, inner = self._affordable(target.dim, run)
         s = torch.logspace(_log10(NOISE), _log10(DATA), levels, dtype=torch.float64, device=run.backend.device)
-        calibrating, weighing = (max(64, min(n, _pilot(n, inner.price(levels, FIRST) + 1, run))) for n in PILOTS)
+        one = inner.price(levels, FIRST) + 1
+        calibrating = _room(PILOTS[0], inner.price(levels * (1 + TRIALS), TRIALS * levels) // 2, run)
+        weighing = _room(PILOTS[1], one, run)
         with run.progress.phase("pilot paths", 2) as bar:
             rng = run.stream.child("calibrate").rng(torch.float64, run.backend.device)
             guide, spent = calibrate(view, own.mixture, s, inner, calibrating, rng)
@@ -134,7 +137,7 @@ class SLIPS(Sampler):
         if run.budget.evaluations is None:
             return tried[0]
         left = run.budget.evaluations - run.reserve - run.ledger.total
-        return next((found for found in tried if (found[1].price(found[0], FIRST) + 1) * GUESS <= (1 - PILOT_SHARE) * left), tried[-1])
+        return next((found for found in tried if (found[1].price(found[0], FIRST) + 1) * GUESS <= SHARE * left), tried[-1])
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """n weighted draws a replicate, or as many as the budget leaves; every path is a unit. Raises ValueError, PositiveInfinityError."""
@@ -193,12 +196,11 @@ def _log10(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float64).log10())
 
 
-def _pilot(n: int, price: int, run: Run) -> int:
-    """Pilot paths that this share of the budget has room for."""
+def _room(n: int, price: int, run: Run) -> int:
+    """n pilot paths, or as many as a share of the budget has room for; 64 at least."""
     if run.budget.evaluations is None:
         return n
-    left = run.budget.evaluations - run.reserve - run.ledger.total
-    return int(PILOT_SHARE / 2 * left / price)
+    return max(64, min(n, int(PILOT_SHARE * (run.budget.evaluations - run.reserve - run.ledger.total) / price)))
 
 
 def _within_budget(n: int, price: int, run: Run) -> tuple[int, list[Flag]]:

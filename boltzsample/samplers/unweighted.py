@@ -6,8 +6,8 @@ and after the last one a draw of the posterior is returned. The start is a chain
     y <- y + h s + sqrt(2 h) xi,        h = sigma_0^2 / 2,
 
 and such steps at each level are the corrector. At the very end chains on pi itself move the draws a few times: this makes up for what the
-last posterior lacks inside a mode, and leaves the masses of modes as they came. Chains keep their places from level to level; where fresh draws of N(y / alpha,
-(sigma / alpha)^2 I), weighed by pi, were good enough in the pilot (low noise), they begin there instead.
+last posterior lacks inside a mode, and leaves the masses of modes as they came. Chains keep their places from level to level; where fresh
+draws of N(y / alpha, (sigma / alpha)^2 I), weighed by pi, were good enough in the pilot (low noise), they begin there instead.
 
 The mean is z + c g of each draw (posterior.py), with one coefficient c of each y by least squares. Nothing corrects the errors of the
 means, of the steps, and of the start, which decides the masses of far modes: approximate, PATH_WEIGHT_MISSING.
@@ -29,7 +29,7 @@ from boltzsample.schedules import Levels
 from boltzsample.streams import Rng
 
 TRIALS = 6  # transitions that tune a step
-BEGIN = 16  # transitions where chains begin
+BEGIN = 8  # transitions where chains begin
 SETTLE = 12  # transitions on pi at the end
 PROPOSALS = 4  # of an importance start, for each chain
 GOOD = 0.3  # of the proposals effective: enough to begin there
@@ -39,9 +39,10 @@ Step = Callable[[Levels, int, Tensor, Tensor, Tensor], Tensor]  # (levels, k, y,
 
 
 def localization(levels: Levels, k: int, y: Tensor, u: Tensor, normal: Tensor) -> Tensor:
-    """y + (alpha' - alpha) u + sqrt(sigma'^2 - sigma^2) xi: the observation process with its drift frozen (Grenioux et al. 2024, equation 9)."""
+    """y + (alpha' - alpha) u + sqrt(sigma'^2 - sigma^2) xi: the observation process with its drift frozen (Grenioux et al. 2024)."""
     (a, b), (s, t) = levels.alpha[k : k + 2], levels.sigma[k : k + 2]
-    return y + (b - a) * u + (t.square() - s.square()).sqrt() * normal
+    after: Tensor = y + (b - a) * u + (t.square() - s.square()).sqrt() * normal
+    return after
 
 
 def reverse_ou(levels: Levels, k: int, y: Tensor, u: Tensor, normal: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Plan:
 
 
 class Means(NamedTuple):
-    """Posterior means u (n, dim), and the chains' diagnostics: their variance within a particle, how much of it lies between chains (1: they
+    """Posterior means u (n, dim), and the chains' diagnostics: the share of the variance about a mean that lies between its chains (1: they
     disagree), effective draws per mean."""
 
     u: Tensor
@@ -88,8 +89,8 @@ def posterior_means(seen: Seen, scale: Tensor, n: int) -> Means:
     steps, _, M, _ = z.shape
     each = z.mean(0) + c * g.mean(0)  # (n, chains, dim)
     total, noise = float(dz.square().mean((0, 2)).sum()), float(each.var(1).sum()) / M if M > 1 else float("nan")
-    between = float(dz.mean(0).square().mean(1).sum())
-    apart = max(0.0, (between / max(total, 1e-300) - 1 / steps) / (1 - 1 / steps)) if steps > 1 else between / max(total, 1e-300)
+    share = float(dz.mean(0).square().mean(1).sum()) / max(total, 1e-300)
+    apart = max(0.0, (share - 1 / steps) / (1 - 1 / steps)) if steps > 1 else M * noise / max(total, 1e-300)
     return Means(scale * each.mean(1), apart, total / max(noise, 1e-12 * total, 1e-300))
 
 

@@ -43,12 +43,17 @@ class Fitted:
 
 
 def affordable_walk(tried: list[tuple[int, Inner, int]], dim: int, corrector: int, run: Run) -> tuple[int, Inner, int]:
-    """The first of these (levels, chains, Langevin steps of the start) that the budget has room for, or the last."""
+    """The first of these (steps, chains, Langevin steps of the start) that the budget has room for, or the last."""
     ready = [(K, inner.ready(dim), start) for K, inner, start in tried]
     if run.budget.evaluations is None:
         return ready[0]
     left = SHARE * (run.budget.evaluations - run.reserve - run.ledger.total)
-    return next((r for r in ready if r[1].price(r[2] + (r[0] + 1) * (1 + corrector), BEGIN) * GUESS <= left), ready[-1])
+    return next((r for r in ready if _guess(*r, corrector) * GUESS <= left), ready[-1])
+
+
+def _guess(K: int, inner: Inner, start: int, corrector: int) -> int:
+    """The price of such a walk, importance starts left out."""
+    return Plan(Levels(torch.linspace(1, 2, K + 1), torch.ones(K + 1)), torch.ones(0), torch.zeros(0), start, corrector).price(inner)
 
 
 def plan_walks(
@@ -69,8 +74,9 @@ def plan_walks(
     view = Units(target, units, run.backend.dtype)
     n = PILOT
     if run.budget.evaluations is not None:
-        one = inner.price(steps + len(levels.alpha) * (1 + corrector), BEGIN + TRIALS * len(levels.alpha))
+        one = inner.price(steps + len(levels.alpha) * (1 + TRIALS + corrector), BEGIN + TRIALS * len(levels.alpha))
         n = max(8, min(n, (run.budget.evaluations - run.reserve - run.ledger.total) // (10 * one)))
+        importance &= _guess(levels.steps, inner, steps, corrector) * 2 * GUESS <= run.budget.evaluations
     walkers = Walkers(view, here, inner, *start(here, n, inner.chains, rng), rng)
     with run.progress.phase("pilot walks", 1) as bar:
         plan = planned(walkers, steps, corrector, step, importance)
@@ -90,7 +96,9 @@ def sample_walks(target: Target, fitted: tuple[Fitted, ...], step: Step, n: int,
     """n walks a replicate, or as many as the budget leaves, each a unit. Raises ValueError, PositiveInfinityError."""
     if len(fitted) not in (1, run.replicates) or not fitted:
         raise ValueError(f"this sampler has {len(fitted)} walks made ready for {run.replicates} replicates; leave fit=True")
-    said, parts, found, all_walkers = list(flags), [], [], []
+    said, parts = list(flags), []
+    found: list[Walked] = []
+    all_walkers: list[Walkers] = []
     with run.progress.phase("sampling", run.replicates) as bar:
         for r in range(run.replicates):
             own = fitted[r % len(fitted)]
@@ -123,14 +131,18 @@ def _blocks(
     to = replace(run.backend, dtype=torch.float64)
     plan, inner, start = moved(own.plan, to), moved(own.inner, to), moved(own.start, to)
     view = Units(target, moved(own.units, to), run.backend.dtype)
-    xs, logs, found, walkers = [], [], [], []
+    xs: list[Tensor] = []
+    logs: list[Tensor] = []
+    found: list[Walked] = []
+    walkers: list[Walkers] = []
     for b, first in enumerate(range(0, n, BLOCK)):
         size = min(BLOCK, n - first)
         if xs and (why := run.must_stop(size * plan.price(inner))) is not None:
             said.append(flag(why, detail=f"{first} of {n} draws"))
             break
         rng = run.stream.child("walks", r, b).rng(torch.float64, run.backend.device)
-        block = Walkers(view, plan.levels, inner, *start(plan.levels, size, inner.chains, rng), rng)
+        y, chains = start(plan.levels, size, inner.chains, rng)
+        block = Walkers(view, plan.levels, inner, y, chains, rng)
         ends = walked(block, plan, step)
         x = view.x(ends.x)
         log_p = target.log_prob(x)

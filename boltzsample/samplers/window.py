@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from boltzsample.samplers.posterior import Inner, Units, tuned
@@ -25,9 +24,10 @@ from boltzsample.schedules import Levels
 from boltzsample.streams import Rng
 
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # noise levels, in the units of the starts
-OBSERVED, STARTS, COPIES = 16, 4, 2  # observations y; starts of each; chains from each start
+OBSERVED, STARTS, COPIES = 32, 4, 2  # observations y; starts of each; chains from each start
+MARGINAL = 48  # starts of chains on y
 ROUNDS = 16  # Langevin steps on y
-AGREE = 0.2  # R
+AGREE = 0.3  # R
 
 
 class Window(NamedTuple):
@@ -52,17 +52,17 @@ class Window(NamedTuple):
 
 
 def between(x: Tensor) -> float:
-    """R of x (groups, starts, copies, dim): the variance between starts over all of it, pooled over groups, at the worst coordinate."""
-    within = x.var(2).mean((0, 1))
-    means = (x.mean(2).var(1).mean(0) - within / x.shape[2]).clamp(min=0.0)
-    return float((means / (means + within).clamp(min=1e-300)).max())
+    """R of x (groups, starts, copies, dim): the variance between starts over all of it, pooled over groups and coordinates."""
+    within = float(x.var(2).mean((0, 1)).sum())
+    means = max(float(x.mean(2).var(1).mean(0).sum()) - within / x.shape[2], 0.0)
+    return means / max(means + within, 1e-300)
 
 
 def window(target: Units, points: Tensor, inner: Inner, rng: Rng) -> tuple[Window, list[Walkers]]:
     """Both certificates on the grid, from points (n, dim) of the target in its units; and the walkers, for what they have cost."""
     found, all_walkers = [], []
     for s in GRID:
-        levels = Levels(torch.ones(1, dtype=torch.float64, device=points.device), torch.full((1,), s, dtype=torch.float64, device=points.device))
+        levels = Levels(points.new_ones(1), points.new_full((1,), s))
         one, walkers = posterior_certificate(target, levels, points, inner, rng)
         other, more = marginal_certificate(target, levels, points, inner, rng)
         found.append((s, one, other))
@@ -82,14 +82,14 @@ def posterior_certificate(target: Units, levels: Levels, points: Tensor, inner: 
 
 def marginal_certificate(target: Units, levels: Levels, points: Tensor, inner: Inner, rng: Rng) -> tuple[float, Walkers]:
     """R of chains on y by the posterior chains' score, started at noised points, where their posterior chains start as well."""
-    dim, n = points.shape[1], OBSERVED * COPIES
-    x = some(points, (OBSERVED, 1), rng).expand(-1, COPIES, -1).reshape(n, dim)
+    dim, n = points.shape[1], MARGINAL * COPIES
+    x = some(points, (MARGINAL, 1), rng).expand(-1, COPIES, -1).reshape(n, dim)
     y = x + levels.sigma[0] * rng.normal(n, dim)
     walkers = Walkers(target, levels, inner, y, x[:, None].expand(-1, inner.chains, -1).clone(), rng)
     h = _settled(walkers)
     for _ in range(ROUNDS):
         walkers.correct(0, walkers.means(0, h).u)
-    return between(walkers.y.reshape(1, OBSERVED, COPIES, dim)), walkers
+    return between(walkers.y.reshape(1, MARGINAL, COPIES, dim)), walkers
 
 
 def _settled(walkers: Walkers) -> Tensor:
