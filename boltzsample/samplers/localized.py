@@ -89,7 +89,7 @@ class Chains:
 
     def frame(self, k: int, means: Tensor) -> Frame:
         at = means.gather(1, self.label[..., None].expand(-1, -1, means.shape[-1]))
-        return Frame(at.flatten(0, 1), self.noised[k].L, self.label.flatten())
+        return Frame(at.flatten(0, 1), self.noised[k].frame, self.label.flatten())
 
     def seen(self, k: int, y: Tensor, frame: Frame, kernel: StepSized, transitions: int) -> Seen:
         s = self.noised[k].s

@@ -20,6 +20,7 @@ from boltzsample.mixture import DefensiveMixture
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.localized import Mixture
 from boltzsample.samplers.mixture_is import MixtureIS
+from boltzsample.samplers.noised import ALIKE
 from boltzsample.samplers.refine import floored
 from boltzsample.samplers.sampler import Run
 from boltzsample.target import Target
@@ -72,7 +73,10 @@ def within(q: DefensiveMixture) -> Diagonal | Dense:
     """The affine map whose unit is the typical width of a mode: the mean of the covariances, each to the power that its share says."""
     a = q.log_share.exp()
     S, m = (a[:, None, None] * (q.L @ q.L.mT)).sum(0), (a[:, None] * q.m).sum(0)
-    return Dense(m, torch.linalg.cholesky(S)) if q.dim <= DENSE_UP_TO else Diagonal(m, S.diagonal().sqrt())
+    s = S.diagonal().sqrt()
+    r = torch.linalg.eigvalsh(S / s.outer(s))
+    plain = q.dim > DENSE_UP_TO or bool(r.max() < ALIKE * r.min())
+    return Diagonal(m, s) if plain else Dense(m, torch.linalg.cholesky(S))
 
 
 def in_units(q: DefensiveMixture, units: Diagonal | Dense) -> Mixture:

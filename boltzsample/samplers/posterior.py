@@ -64,7 +64,7 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The map x = m + L_j z of every row: m (rows, dim), L (J, dim, dim), j (rows,)."""
+    """The map x = m + L_j z of every row: m (rows, dim), L (J, dim, dim) or one number (), j (rows,)."""
 
     m: Tensor
     L: Tensor
@@ -74,7 +74,7 @@ class Frame:
         return self.m + by_row(self.L, self.j.expand(z.shape[:-1]), z), z.new_zeros(())
 
     def push_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        return *self.push(z), lambda g: by_row(self.L.mT, self.j.expand(g.shape[:-1]), g)
+        return *self.push(z), lambda g: by_row(self.L.mT if self.L.ndim else self.L, self.j.expand(g.shape[:-1]), g)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ CHEAPER = ((4, 2, 1), (2, 2, 1), (1, 2, 1))  # levels, chains, transitions where
 @dataclass(frozen=True, eq=False)
 class SLIPS(Sampler):
     """Paths from noise to the target. levels: noise levels, by default 8 between 3 and .3 widths of a mode (64 steps where weights=False).
-    inner: the posterior chains. explorer: of the pool. schedule, corrector (Langevin steps on y at each level): where weights=False.
+    inner: the posterior chains. explorer: of the pool. reshare: the pool's mode weights are replaced by a pilot's. schedule, corrector (Langevin steps on y at each level): where weights=False.
 
     `fit` fills, for each replicate, `guides` (all that the paths need, frozen), `units`, `pilots` (ESS of the last pilot), and as
     MixtureIS does `found`, `forgotten` and `explored`; where weights=False `fitted` and `windows`. Its `data`: draws to make the pool of,
@@ -70,6 +70,7 @@ class SLIPS(Sampler):
     explorer: Explorer = field(default_factory=Explorer)
     schedule: Schedule = field(default_factory=Localization)
     corrector: int = 0
+    reshare: bool = True
     guides: tuple[Guide, ...] = field(default=(), repr=False)
     units: tuple[Diagonal | Dense, ...] = field(default=(), repr=False)
     inners: tuple[Inner, ...] = field(default=(), repr=False)
@@ -125,7 +126,7 @@ class SLIPS(Sampler):
             bar.update(1, evaluations=run.ledger.total)
         w = torch.softmax(ends.log_w.nan_to_num(-torch.inf), 0)
         ess = float(1 / w.square().sum()) / len(w)
-        if bool(w.isfinite().all()):
+        if self.reshare and bool(w.isfinite().all()):
             mass = (memberships(guide.mixture, ends.x) * w[:, None]).sum(0)
             guide = replace(guide, mixture=reshared(guide.mixture, mass))
         return guide, view.map, inner, ess, own.found, own.forgotten, own.explored._replace(x=own.explored.x[:0])
