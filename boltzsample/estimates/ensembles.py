@@ -71,7 +71,7 @@ def _ancestors(draws: Draws, log_z: Tensor) -> tuple[Flag, ...]:
     if draws.ancestor is None:
         return ()
     alive = draws.ancestor[log_z.to(draws.ancestor.device) > -torch.inf]
-    eves = sum(len(unit.unique()) for unit in alive)
+    eves = len(alive) + int((alive.sort(1).values.diff(dim=1) > 0).sum())
     return (flag("FEW_ANCESTORS", value=eves, threshold=FEW_EVES),) if eves < FEW_EVES else ()
 
 
