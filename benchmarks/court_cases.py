@@ -180,7 +180,7 @@ SMALL: dict[str, Callable[[Trial], Sampler]] = {
     "mcmc": _chains,
     "latent-mcmc": lambda t: bz.LatentMCMC(mcmc=_chains(t)),
     "importance": lambda t: Importance(proposal(t.problem)),
-    "smc": lambda t: _with("smc", particles=64, moves=1),  # particles of the first pass: the second has as many as n asks for
+    "smc": lambda t: _with("smc", particles=64, moves=3 if t.heavy else 1),  # of the first pass: the second has as many as n asks for
     "ais": lambda t: _with("ais", ensembles=8, particles=32),
     "tempering": lambda t: _with("tempering", ladders=16, warmup=t.warmup),
 }

@@ -54,7 +54,7 @@ def test_a_run_on_an_improper_density_is_untrusted_and_counted() -> None:
 
 def test_one_over_x_is_called_improper_and_not_a_wrong_gradient() -> None:
     """Its pole draws the search to points where no difference agrees with any gradient."""
-    with pytest.raises(bz.errors.ImproperSuspected, match="falls like -1 log r along -?x\\[0\\]"):
+    with pytest.raises(bz.errors.ImproperSuspected, match=r"falls like -1 log r along -?x\[0\]"):
         bz.sample(control("reciprocal").target, "mcmc", n=500, seed=0)
 
 
