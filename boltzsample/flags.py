@@ -76,6 +76,12 @@ KINDS: dict[str, Kind] = {
     "BAD_WEIGHTS": Kind("untrusted", "all weights are zero, or some are NaN or infinite", "check log_weight and the overlap of proposal and target"),
     "NO_OVERLAP": Kind("untrusted", "target and proposal hardly overlap, so the bridge between them bears nothing", "train the flow longer, or use more temperatures"),
     "OUT_OF_RANGE": Kind("caution", "draws lie outside the interval on which the flow's splines act, where it cannot shape a tail", "put a scale layer before the splines, or use an affine flow"),
+    "PATH_WEIGHT_MISSING": Kind("caution", "the paths have no weights, so nothing corrects their steps, their scores and the masses of far modes", "slips with weights=True"),
+    "WINDOW_EMPTY": Kind("untrusted", "at no noise level do both certificates hold, so the masses of modes repeat the start", "slips with weights=True, or smc or tempering"),
+    "INNER_CHAINS": Kind("info", "what the posterior chains were like", "nothing"),
+    "INNER_ACCEPTANCE": Kind("caution", "the posterior chains hardly move", "raise transitions= of Inner, or give another kernel"),
+    "INNER_DISAGREE": Kind("caution", "posterior chains of the same observation sit in different places, so scores repeat their starts", "raise chains= or transitions= of Inner, or use slips with weights=True"),
+    "INNER_DRAWS": Kind("caution", "the scores rest on few effective draws", "raise chains= or transitions= of Inner"),
     "LOG_Z_SPREAD": Kind("caution", "the weights vary too much for the interval of log Z", "increase n, or use a closer proposal"),
     "NO_LOG_Z": Kind("untrusted", "this method does not estimate log Z", "give weighted draws of a proposal you know: bz.Draws.from_arrays(x, log_prob, log_weight)"),
     # global
