@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from boltzsample.results import Result, result
     from boltzsample.run import importance, sample
     from boltzsample.samplers.ais import AIS
+    from boltzsample.samplers.diffusion import Diffusion
     from boltzsample.samplers.flow_is import FlowIS
     from boltzsample.samplers.latent import LatentMCMC
     from boltzsample.samplers.mcmc import MCMC
@@ -52,6 +53,7 @@ _HOME = {
     "importance": "run",
     "sample": "run",
     "AIS": "samplers.ais",
+    "Diffusion": "samplers.diffusion",
     "FlowIS": "samplers.flow_is",
     "LatentMCMC": "samplers.latent",
     "MCMC": "samplers.mcmc",
@@ -69,7 +71,7 @@ _HOME = {
 }
 
 __all__ = [
-    "AIS", "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC",
+    "AIS", "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Diffusion", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC",
     "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "Tempering", "from_jax",
     "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip

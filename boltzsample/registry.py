@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from boltzsample.auto import Auto
 from boltzsample.samplers.ais import AIS
+from boltzsample.samplers.diffusion import Diffusion
 from boltzsample.samplers.flow_is import FlowIS
 from boltzsample.samplers.latent import LatentMCMC
 from boltzsample.samplers.mcmc import MCMC
@@ -38,6 +39,7 @@ METHODS: dict[str, Method] = {
     "tempering": Method(Tempering, False, "exact", "replica exchange: chains at a ladder of temperatures that swap places"),
     "mixture-is": Method(MixtureIS, True, "weighted", "modes found, chains in each, a mixture fitted to them and its draws weighted"),
     "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
+    "diffusion": Method(Diffusion, False, "weighted", "a denoiser taught by MCMC draws, paths from noise to data weighted exactly"),
     "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),
 }
 

@@ -1,0 +1,301 @@
+"""diffusion: draws of MCMC teach a denoiser, paths from noise to data follow it, and weights make their ends right.
+
+    pool      particles of an SMC up from the wide base (explore.py), or the user's own draws: wrong masses of far modes do no harm
+    score     a denoiser D(z, s) of the noised pool, trained in whitened units z on draws and gradients (scores/)
+    paths     z_0 ~ N(0, 1 + s_0^2) through K levels by kernels N(A z_k + B D, C^2 + B^2 S), S learned, calibrated on held-out draws
+    weights   log w = log p(x) - log q(path),     q = .9 q_0 prod_k f_k + .1 t_5 prod_k b_k
+
+Every kernel is a known Gaussian, so E w = Z exactly, whatever the denoiser says and however few the steps (path_weights.py). The last
+term is the defensive one: a wide Student-t at the data, taken back to the noise by the backward kernels; it keeps w <= 10 p / t_5.
+From both sides
+
+    E_q log w <= log Z <= E_(pi prod b) log w                                    (`bounds`; the upper side takes draws of the target)
+
+Without a density there are draws, but no weights (`from_draws`). Sohl-Dickstein et al. (2015), ICML; Song et al. (2021),
+arXiv:2011.13456; He et al. (2025), arXiv:2502.06685 (tempering, then diffusion); De Bortoli et al. (2024), arXiv:2402.08667.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from boltzsample.densities import StudentT
+from boltzsample.draws import Draws
+from boltzsample.errors import InitFailed, PositiveInfinityError, ShapeError
+from boltzsample.estimates.evidence import log_z
+from boltzsample.flags import Flag, flag
+from boltzsample.maps import Dense, Diagonal
+from boltzsample.networks import Denoiser
+from boltzsample.samplers.explore import Explored, Explorer
+from boltzsample.samplers.mixture_is import POWER, compared
+from boltzsample.samplers.reverse import Ancestral, Reverse, Rule, ess
+from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
+from boltzsample.samplers.with_flow import affordable
+from boltzsample.schedules import VE, Levels, Schedule
+from boltzsample.scores.model import ScoreModel
+from boltzsample.scores.training import Pool, ScoreTraining, teach
+from boltzsample.streams import Rng
+from boltzsample.target import Target, log_prob_and_grad
+from boltzsample.views import Pullback
+
+NOISE = 5.0  # standard deviation of the noise at the first level, in units of the target's
+FINEST, COARSEST = 0.002, 0.4  # of the last level before the data
+LOOK = 500  # paths of a look at the weights
+AT_ONCE = 10_000  # draws
+POOL_SHARE = 0.5  # of the budget
+SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be shared out; its levels, where it does not arrive
+DENSE_FROM = 10  # draws a dimension
+FEWEST_GROUPS = 50  # of draws that are held out together
+DEFENDED_UP_TO = 8  # dimensions; beyond, a wide law hardly ever meets the target
+
+
+class Way(NamedTuple):
+    """An explorer, and what it saw: a ladder to climb again."""
+
+    explorer: Explorer
+    seen: Explored
+
+
+class Defended(NamedTuple):
+    """Ends z (n, dim) of paths and -log q of these (n,), float64: add log p(z) for log-weights."""
+
+    z: Tensor
+    log_ratio: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion(Sampler):
+    """Weighted ends of diffusion paths. steps K; rule: the kernels (reverse.py); training: of the denoiser; explorer: of the pool (None: by
+    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1, up to eight dimensions). For each replicate
+    `fit` fills `models` and `ways` (of the explorers).
+
+    >>> import boltzsample as bz
+    >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 4).square().sum(-1), 0.7 - (x + 4).square().sum(-1)), dim=2)
+    >>> quick = bz.Diffusion(steps=16, training=ScoreTraining(steps=100, rounds=2))
+    >>> bz.sample(two, quick, n=2_000, seed=0).probability(lambda x: x[..., 0] > 0)               # 1 / (1 + e^.7) = .332
+    0.3... +- 0.0... (95%, ...)
+    """
+
+    log_z: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
+    steps: int = 64
+    rule: Rule = field(default_factory=Ancestral)
+    training: ScoreTraining = field(default_factory=ScoreTraining)
+    explorer: Explorer | None = None
+    schedule: Schedule = field(default_factory=VE)
+    defense: float | None = None
+    models: tuple[ScoreModel, ...] = ()
+    ways: tuple[Way, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 2 or not 0 <= (self.defense or 0) < 1:
+            raise ValueError(f"steps is {self.steps!r}, defense {self.defense!r}; wanted an integer >= 2 and a share in [0, 1)")
+
+    def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
+        """A denoiser for each replicate, one after another; `data`: draws to learn from, weighted or not, in place of a pool of its own."""
+        found = [self._fitted(target, replace(run.part(r), stream=run.stream.child("diffusion", r)), data) for r in range(run.replicates)]
+        return replace(self, models=tuple(m for m, _ in found), ways=tuple(way for _, way in found if way is not None))
+
+    def sample(self, target: Target, n: int, run: Run) -> Draws:
+        """n weighted draws a replicate, rounded up to whole tens; every draw is a unit. Raises ValueError where nothing is fitted."""
+        if len(self.models) not in (1, run.replicates):
+            raise ValueError(f"this sampler has {len(self.models)} models for {run.replicates} replicates; leave fit=True")
+        n, flags = affordable(-(-n // 10) * 10, None, run)
+        parts = []
+        with run.progress.phase("sampling", run.replicates) as bar:
+            for r in range(run.replicates):
+                model = on(self.models[r % len(self.models)], target, run)
+                x, log_p, log_w, more = self._weighted(target, model, n, run, r)
+                flags += more
+                parts.append((x, log_p, log_w))
+                bar.update(1, evaluations=run.ledger.total)
+        least = min(len(x) for x, _, _ in parts)
+        x, log_p, log_w = (torch.cat([t[:least] for t in part]) for part in zip(*parts, strict=True))
+        return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=tuple(dict.fromkeys(flags)), scope="given this proposal")
+
+    def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
+        """log Z against another SMC run up the explorer's ladder, as in mixture-is; none where the draws were the user's."""
+        verdicts = []
+        for r, draws in enumerate(replicates):
+            own = replace(run, stream=run.stream.child("second look", r))
+            way = self.ways[r % len(self.ways)] if self.ways else None
+            smc = None if way is None else way.explorer.again(target, way.seen, POWER, own)
+            verdicts.append(compared(log_z(draws), smc, run.starts.modes is not None))
+        return verdicts
+
+    # ---- fitting ----
+
+    def _fitted(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Way | None]:
+        way = None
+        if data is None:
+            explorer = self._explorer(target, run)
+            way = Way(explorer, explorer(target, run))
+            x, log_w, group = way.seen.x, None, torch.arange(len(way.seen.x), device=way.seen.x.device) % explorer.particles
+        else:
+            x, log_w, group = _given(data, target, run)
+        pool, map = whitened_pool(target, x, log_w, group, run)
+        split = run.stream.child("split").rng(run.backend.dtype, run.backend.device)
+        pool, held = pool.split(split)
+        levels = Levels.even(self.schedule, NOISE, pool.low, self.steps - 1).to_data()
+        view = Pullback(target, map)
+        done = teach(pool, held, self.training, run, self._enough(view, levels, held, run))
+        run.notes.extend(note for note in done.notes if note not in run.notes)
+        rng = run.stream.child("calibration").rng(run.backend.dtype, run.backend.device)
+        reverse = Reverse(done.net, levels, self.rule).calibrated(held.z, rng, not done.net.full)
+        assert reverse.spread is not None
+        model = ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks)
+        return model, None if way is None else Way(way.explorer, way.seen._replace(x=way.seen.x[:0]))
+
+    def _explorer(self, target: Target, run: Run) -> Explorer:
+        """The explorer, with no more particles than the budget has room for: a climb of few tells how many levels there are."""
+        e, limit = self.explorer or by_dimension(target.dim), run.budget.evaluations
+        if limit is None:
+            return e
+        scout = replace(e, particles=SCOUTS, rounds=0)(target, replace(run, stream=run.stream.child("scouts")))
+        levels = GUESS if scout.ladder is None else len(scout.ladder.beta) + 1
+        each = (levels + e.rounds) * (1 + e.moves * e.L)
+        left = POOL_SHARE * (limit - run.reserve - run.ledger.total)
+        return replace(e, particles=max(min(e.particles, int(left) // each), SCOUTS))
+
+    def _enough(self, view: Pullback, levels: Levels, held: Pool, run: Run) -> Callable[[Denoiser, int], tuple[bool, dict[str, float]]]:
+        """Whether the paths of a denoiser have nearly equal weights. Price: LOOK log_prob, entered under "looks"."""
+
+        def enough(net: Denoiser, r: int) -> tuple[bool, dict[str, float]]:
+            if run.must_stop(LOOK, self.training.share) is not None:
+                return True, {}
+            rng = run.stream.child("look", r).rng(run.backend.dtype, run.backend.device)
+            reverse = Reverse(net, levels, self.rule).calibrated(held.z, rng, not net.full)
+            path, share = defended(reverse, LOOK, self._share(view.dim), rng, view.dim), self._share(view.dim)
+            log_w = _proper(view.log_prob(path.z).double()) + path.log_ratio
+            run.ledger.add("looks", (LOOK, 0))
+            found, forth = ess(log_w), log_w[: LOOK - round(share * LOOK)]
+            return found > 0.98 * (1 - share), {"ess": found, "elbo": float(forth.mean())}
+
+        return enough
+
+    def _share(self, dim: int) -> float:
+        """Of defensive paths."""
+        return self.defense if self.defense is not None else 0.1 if dim <= DEFENDED_UP_TO else 0.0
+
+    # ---- drawing ----
+
+    def _weighted(self, target: Target, model: ScoreModel, n: int, run: Run, r: int) -> tuple[Tensor, Tensor, Tensor, list[Flag]]:
+        """x (n, dim), log_prob (n,) and log-weight (n,) of n draws; fewer where the run must stop. Raises PositiveInfinityError."""
+        parts, why = [], None
+        for i, at in enumerate(range(0, n, AT_ONCE)):
+            rng = run.stream.child("paths", r, i).rng(run.backend.dtype, run.backend.device)
+            path = defended(model.reverse, min(AT_ONCE, n - at), self._share(target.dim), rng, target.dim)
+            x, log_det = model.map.push(path.z)
+            parts.append((x, log_p := target.log_prob(x).double(), path.log_ratio + log_p + log_det))
+            run.ledger.add("sampling", (len(x), 0))
+            if at + len(x) < n and (why := run.must_stop()) is not None:
+                break
+        x, log_p, log_w = (torch.cat(part) for part in zip(*parts, strict=True))
+        if bool((log_p == torch.inf).any()):
+            raise PositiveInfinityError.at(x[log_p == torch.inf][0])
+        undefined = torch.isnan(log_p)
+        flags = [*nan_flags(int(undefined.sum()), len(x), "draws, given weight 0")]
+        flags += [] if why is None else [flag(why, detail=f"{len(x)} of {n} draws")]
+        return x, log_p, torch.where(undefined, -torch.inf, log_w), flags
+
+
+def defended(reverse: Reverse, n: int, share: float, rng: Rng, dim: int) -> Defended:
+    """n paths, a `share` of which begin at the data with the wide law and go back to noise: a stratified mixture of both path laws."""
+    wide = round(share * n)
+    ends = wide_law(dim, rng).sample(rng, wide)
+    forth = reverse.draw(n - wide, dim, rng)
+    if not wide:
+        return Defended(*forth)
+    back = reverse.back(ends, rng)
+    z = torch.cat([forth.x, ends])
+    return Defended(z, mixed_ratio(z, torch.cat([forth.log_ratio, back.log_ratio]), wide / n, rng))
+
+
+def mixed_ratio(z: Tensor, log_ratio: Tensor, share: float, rng: Rng) -> Tensor:
+    """-log of (1 - share) q_0 prod f / prod b + share t_5(z): the log-ratio against the mixture of path laws."""
+    if share == 0:
+        return log_ratio
+    wide = wide_law(z.shape[-1], rng).log_prob(z).double()
+    return -torch.logaddexp(math.log1p(-share) - log_ratio, math.log(share) + wide)
+
+
+def wide_law(dim: int, rng: Rng) -> StudentT:
+    """The defensive law in scaled units: t_5 widened by 1 + 1.4 / sqrt(dim) (TRUST.md 1.3)."""
+    scale = torch.full((dim,), 1 + 1.4 / math.sqrt(dim), dtype=rng.dtype, device=rng.generator.device)
+    return StudentT(Diagonal(torch.zeros_like(scale), scale))
+
+
+def whitened_pool(target: Target, x: Tensor, log_w: Tensor | None, group: Tensor, run: Run) -> tuple[Pool, Diagonal | Dense]:
+    """Points x (n, dim) in their own units, with gradients; and the map. Price: a gradient (or log_prob) each, under "training"."""
+    map = moments(x, log_w)
+    z, view = map.pull(x), Pullback(target, map)
+    log_p, grad = log_prob_and_grad(view, z) if run.starts.has_gradient else (view.log_prob(z), None)
+    run.ledger.add("training", (0, len(z)) if run.starts.has_gradient else (len(z), 0))
+    fine = log_p.isfinite() & z.isfinite().all(-1) & (True if grad is None else grad.isfinite().all(-1))
+    if int(fine.sum()) < 10:
+        raise InitFailed(f"only {int(fine.sum())} points to learn from have a finite log_prob; pass starts= or data= inside the support")
+    pool = Pool(z, grad, log_w, group, 0.0, NOISE)[fine.nonzero()[:, 0]]
+    return replace(pool, low=finest(pool.z, pool.grad)), map
+
+
+def by_dimension(dim: int) -> Explorer:
+    """More particles in more dimensions, where adaptation biases more and there is more to learn; a pool of about 10^5 places in any."""
+    particles = min(max(1024 * dim, 4096), 32768)
+    return Explorer(particles=particles, cess=0.6, rounds=min(max(65536 // particles, 2), 8))
+
+
+def moments(x: Tensor, log_w: Tensor | None) -> Diagonal | Dense:
+    """The affine map to mean zero and covariance I of (weighted) points x (n, dim); diagonal where they are few."""
+    w = torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device) if log_w is None else torch.softmax(log_w.double(), 0)
+    m = (w[:, None] * x.double()).sum(0)
+    away = w.sqrt()[:, None] * (x.double() - m)
+    S, few = away.T @ away, 1 / float(w.square().sum()) < DENSE_FROM * x.shape[-1]
+    scale = S.diagonal().clamp(min=1e-300).sqrt()
+    L, bad = torch.linalg.cholesky_ex(S + 1e-9 * torch.diag(S.diagonal()))
+    if few or int(bad):
+        return Diagonal(m.to(x), torch.where(scale > 1e-150, scale, 1.0).to(x))
+    return Dense(m.to(x), L.to(x))
+
+
+def finest(z: Tensor, grad: Tensor | None) -> float:
+    """The noise of the last level: .4 of the smallest scale that gradients show, E g_i^2 = 1 / scale_i^2, or that neighbours have."""
+    if grad is not None:
+        return _within(0.4 / float(grad.square().quantile(0.9, 0).max().sqrt() / 1.645))
+    some = z[torch.linspace(0, len(z) - 1, min(len(z), 1000), device=z.device).long()]
+    near = (torch.cdist(some, some) + 1e9 * torch.eye(len(some), dtype=z.dtype, device=z.device)).amin(1)
+    return _within(0.5 * float(near[near > 0].median()) / math.sqrt(z.shape[-1]))
+
+
+def _within(scale: float) -> float:
+    return min(max(scale, FINEST), COARSEST) if math.isfinite(scale) else 0.02
+
+
+def _given(data: Draws, target: Target, run: Run) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The user's draws (n, dim), their log-weights (n,) and the chain of each; few chains are cut into pieces. Raises ShapeError."""
+    x = data.x.reshape(-1, data.x.shape[-1]).to(run.backend.device, run.backend.dtype)
+    units, length = data.x.shape[:2]
+    group = torch.arange(len(x), device=x.device) // max(1, min(length, units * length // FEWEST_GROUPS))
+    if x.shape[-1] != target.dim:
+        raise ShapeError(f"data= has {x.shape[-1]} dimensions and the target {target.dim}; wanted the same")
+    return x, None if data.log_weight is None else data.log_weight.reshape(-1).to(x.device), group
+
+
+def on(model: ScoreModel, target: Target, run: Run) -> ScoreModel:
+    """The model on the run's device and with its map in the run's dtype. Raises ShapeError."""
+    if model.net.dim != target.dim:
+        raise ShapeError(f"the model has {model.net.dim} dimensions and the target {target.dim}; wanted the same")
+    d, t = run.backend.device, run.backend.dtype
+    m = model.map
+    map = Diagonal(m.m.to(d, t), m.s.to(d, t)) if isinstance(m, Diagonal) else Dense(m.m.to(d, t), m.L.to(d, t))
+    return replace(model, map=map, net=model.net.to(d), spread=model.spread.to(d))
+
+
+def _proper(log_p: Tensor) -> Tensor:
+    """NaN is no density, and +inf is for those who draw in earnest to report."""
+    return torch.where(log_p < torch.inf, log_p, -torch.inf)
