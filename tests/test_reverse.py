@@ -12,7 +12,7 @@ from torch import Tensor
 from boltzsample.draws import Draws
 from boltzsample.estimates.evidence import log_z
 from boltzsample.networks import Posterior
-from boltzsample.samplers.diffusion import defended, mixed_ratio
+from boltzsample.samplers.defended import defended, mixed_ratio
 from boltzsample.samplers.path_weights import Gaussian
 from boltzsample.samplers.reverse import Ancestral, Corrected, Correlated, EulerMaruyama, Exponential, Reverse, Rule, ess
 from boltzsample.schedules import OU, VE, VP, Levels, Localization, Schedule

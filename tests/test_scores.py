@@ -17,7 +17,8 @@ from boltzsample.progress import Interrupt, Progress
 from boltzsample.samplers.sampler import Budget, Ledger, Run
 from boltzsample.samplers.starts import Starts
 from boltzsample.scores.objectives import Batch, Denoising, Implicit, Mixed, Objective, Sliced, Targeted, spread_loss, told
-from boltzsample.scores.training import Pool, ScoreTraining, teach
+from boltzsample.scores.pool import Pool
+from boltzsample.scores.training import ScoreTraining, teach
 from boltzsample.streams import Stream
 from tests.closed_denoiser import MixtureDenoiser, gaussian, skew
 
@@ -170,12 +171,22 @@ def test_noise_is_stratified_and_batches_repeat() -> None:
     assert torch.equal(cell, torch.arange(64.0))
 
 
+class Content:
+    """A guide that is content with anything."""
+
+    def enough(self, net: Denoiser, r: int) -> tuple[bool, dict[str, float]]:
+        return True, {"ess": 1.0}
+
+    def renewed(self, net: Denoiser, r: int, found: dict[str, float]) -> None:
+        return None
+
+
 def test_training_stops_where_nothing_is_to_be_learned_or_the_budget_ends() -> None:
     normal = Pool(torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)), None, None, torch.arange(4000), LOW, HIGH)
     settings = ScoreTraining(Denoising(), steps=30, rounds=4)
     done = teach(*normal.split(Stream(0).rng()), settings, run())
     assert done.looks[-1].steps <= 120 and not done.notes  # of 1200
-    asked = teach(*normal.split(Stream(0).rng()), settings, run(), lambda net, r: (True, {"ess": 1.0}))
+    asked = teach(*normal.split(Stream(0).rng()), settings, run(), Content())
     assert asked.looks[-1].steps == 0 and asked.looks[0].found == {"ess": 1.0}
     late = teach(*pool(skew(), 4000).split(Stream(0).rng()), settings, run(budget=Budget(seconds=1e-9)))
     assert [f.code for f in late.notes] == ["STOPPED_EARLY"]

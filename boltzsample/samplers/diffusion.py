@@ -1,7 +1,8 @@
 """diffusion: draws of MCMC teach a denoiser, paths from noise to data follow it, and weights make their ends right.
 
     pool      particles of an SMC up from the wide base (explore.py), or the user's own draws: wrong masses of far modes do no harm
-    score     a denoiser D(z, s) of the noised pool, trained in whitened units z on draws and gradients (scores/)
+    score     a denoiser D(z, s) of the noised pool, trained in whitened units z on draws and gradients (scores/), in later rounds on
+              its own weighted draws, which unlike particles are independent
     paths     z_0 ~ N(0, 1 + s_0^2) through K levels by kernels N(A z_k + B D, C^2 + B^2 S), S learned, calibrated on held-out draws
     weights   log w = log p(x) - log q(path),     q = .9 q_0 prod_k f_k + .1 t_5 prod_k b_k
 
@@ -17,41 +18,34 @@ arXiv:2011.13456; He et al. (2025), arXiv:2502.06685 (tempering, then diffusion)
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from boltzsample.densities import StudentT
 from boltzsample.draws import Draws
-from boltzsample.errors import InitFailed, PositiveInfinityError, ShapeError
+from boltzsample.errors import PositiveInfinityError, ShapeError
 from boltzsample.estimates.evidence import log_z
 from boltzsample.flags import Flag, flag
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.networks import Denoiser
+from boltzsample.samplers.defended import defended
+from boltzsample.samplers.diffusion_guide import Guided
+from boltzsample.samplers.diffusion_pool import NOISE, by_dimension, given, whitened_pool
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.mixture_is import POWER, compared
-from boltzsample.samplers.reverse import Ancestral, Reverse, Rule, ess
+from boltzsample.samplers.reverse import Ancestral, Reverse, Rule
 from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
 from boltzsample.samplers.with_flow import affordable
 from boltzsample.schedules import VE, Levels, Schedule
 from boltzsample.scores.model import ScoreModel
-from boltzsample.scores.training import Pool, ScoreTraining, teach
-from boltzsample.streams import Rng
-from boltzsample.target import Target, log_prob_and_grad
+from boltzsample.scores.training import ScoreTraining, teach
+from boltzsample.target import Target
 from boltzsample.views import Pullback
 
-NOISE = 5.0  # standard deviation of the noise at the first level, in units of the target's
-FINEST, COARSEST = 0.002, 0.4  # of the last level before the data
-LOOK = 500  # paths of a look at the weights
 AT_ONCE = 10_000  # draws
 POOL_SHARE = 0.5  # of the budget
 SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be shared out; its levels, where it does not arrive
-DENSE_FROM = 10  # draws a dimension
-FEWEST_GROUPS = 50  # of draws that are held out together
 DEFENDED_UP_TO = 8  # dimensions; beyond, a wide law hardly ever meets the target
 
 
@@ -60,13 +54,6 @@ class Way(NamedTuple):
 
     explorer: Explorer
     seen: Explored
-
-
-class Defended(NamedTuple):
-    """Ends z (n, dim) of paths and -log q of these (n,), float64: add log p(z) for log-weights."""
-
-    z: Tensor
-    log_ratio: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +125,13 @@ class Diffusion(Sampler):
             way = Way(explorer, explorer(target, run))
             x, log_w, group = way.seen.x, None, torch.arange(len(way.seen.x), device=way.seen.x.device) % explorer.particles
         else:
-            x, log_w, group = _given(data, target, run)
+            x, log_w, group = given(data, target, run)
         pool, map = whitened_pool(target, x, log_w, group, run)
         split = run.stream.child("split").rng(run.backend.dtype, run.backend.device)
         pool, held = pool.split(split)
         levels = Levels.even(self.schedule, NOISE, pool.low, self.steps - 1).to_data()
-        view = Pullback(target, map)
-        done = teach(pool, held, self.training, run, self._enough(view, levels, held, run))
+        guide = Guided(Pullback(target, map), levels, self.rule, held, run, self.share(target.dim), self.training.share)
+        done = teach(pool, held, self.training, run, guide)
         run.notes.extend(note for note in done.notes if note not in run.notes)
         rng = run.stream.child("calibration").rng(run.backend.dtype, run.backend.device)
         reverse = Reverse(done.net, levels, self.rule).calibrated(held.z, rng, not done.net.full)
@@ -163,23 +150,7 @@ class Diffusion(Sampler):
         left = POOL_SHARE * (limit - run.reserve - run.ledger.total)
         return replace(e, particles=max(min(e.particles, int(left) // each), SCOUTS))
 
-    def _enough(self, view: Pullback, levels: Levels, held: Pool, run: Run) -> Callable[[Denoiser, int], tuple[bool, dict[str, float]]]:
-        """Whether the paths of a denoiser have nearly equal weights. Price: LOOK log_prob, entered under "looks"."""
-
-        def enough(net: Denoiser, r: int) -> tuple[bool, dict[str, float]]:
-            if run.must_stop(LOOK, self.training.share) is not None:
-                return True, {}
-            rng = run.stream.child("look", r).rng(run.backend.dtype, run.backend.device)
-            reverse = Reverse(net, levels, self.rule).calibrated(held.z, rng, not net.full)
-            path, share = defended(reverse, LOOK, self._share(view.dim), rng, view.dim), self._share(view.dim)
-            log_w = _proper(view.log_prob(path.z).double()) + path.log_ratio
-            run.ledger.add("looks", (LOOK, 0))
-            found, forth = ess(log_w), log_w[: LOOK - round(share * LOOK)]
-            return found > 0.98 * (1 - share), {"ess": found, "elbo": float(forth.mean())}
-
-        return enough
-
-    def _share(self, dim: int) -> float:
+    def share(self, dim: int) -> float:
         """Of defensive paths."""
         return self.defense if self.defense is not None else 0.1 if dim <= DEFENDED_UP_TO else 0.0
 
@@ -190,7 +161,7 @@ class Diffusion(Sampler):
         parts, why = [], None
         for i, at in enumerate(range(0, n, AT_ONCE)):
             rng = run.stream.child("paths", r, i).rng(run.backend.dtype, run.backend.device)
-            path = defended(model.reverse, min(AT_ONCE, n - at), self._share(target.dim), rng, target.dim)
+            path = defended(model.reverse, min(AT_ONCE, n - at), self.share(target.dim), rng, target.dim)
             x, log_det = model.map.push(path.z)
             parts.append((x, log_p := target.log_prob(x).double(), path.log_ratio + log_p + log_det))
             run.ledger.add("sampling", (len(x), 0))
@@ -205,87 +176,6 @@ class Diffusion(Sampler):
         return x, log_p, torch.where(undefined, -torch.inf, log_w), flags
 
 
-def defended(reverse: Reverse, n: int, share: float, rng: Rng, dim: int) -> Defended:
-    """n paths, a `share` of which begin at the data with the wide law and go back to noise: a stratified mixture of both path laws."""
-    wide = round(share * n)
-    ends = wide_law(dim, rng).sample(rng, wide)
-    forth = reverse.draw(n - wide, dim, rng)
-    if not wide:
-        return Defended(*forth)
-    back = reverse.back(ends, rng)
-    z = torch.cat([forth.x, ends])
-    return Defended(z, mixed_ratio(z, torch.cat([forth.log_ratio, back.log_ratio]), wide / n, rng))
-
-
-def mixed_ratio(z: Tensor, log_ratio: Tensor, share: float, rng: Rng) -> Tensor:
-    """-log of (1 - share) q_0 prod f / prod b + share t_5(z): the log-ratio against the mixture of path laws."""
-    if share == 0:
-        return log_ratio
-    wide = wide_law(z.shape[-1], rng).log_prob(z).double()
-    return -torch.logaddexp(math.log1p(-share) - log_ratio, math.log(share) + wide)
-
-
-def wide_law(dim: int, rng: Rng) -> StudentT:
-    """The defensive law in scaled units: t_5 widened by 1 + 1.4 / sqrt(dim) (TRUST.md 1.3)."""
-    scale = torch.full((dim,), 1 + 1.4 / math.sqrt(dim), dtype=rng.dtype, device=rng.generator.device)
-    return StudentT(Diagonal(torch.zeros_like(scale), scale))
-
-
-def whitened_pool(target: Target, x: Tensor, log_w: Tensor | None, group: Tensor, run: Run) -> tuple[Pool, Diagonal | Dense]:
-    """Points x (n, dim) in their own units, with gradients; and the map. Price: a gradient (or log_prob) each, under "training"."""
-    map = moments(x, log_w)
-    z, view = map.pull(x), Pullback(target, map)
-    log_p, grad = log_prob_and_grad(view, z) if run.starts.has_gradient else (view.log_prob(z), None)
-    run.ledger.add("training", (0, len(z)) if run.starts.has_gradient else (len(z), 0))
-    fine = log_p.isfinite() & z.isfinite().all(-1) & (True if grad is None else grad.isfinite().all(-1))
-    if int(fine.sum()) < 10:
-        raise InitFailed(f"only {int(fine.sum())} points to learn from have a finite log_prob; pass starts= or data= inside the support")
-    pool = Pool(z, grad, log_w, group, 0.0, NOISE)[fine.nonzero()[:, 0]]
-    return replace(pool, low=finest(pool.z, pool.grad)), map
-
-
-def by_dimension(dim: int) -> Explorer:
-    """More particles in more dimensions, where adaptation biases more and there is more to learn; a pool of about 10^5 places in any."""
-    particles = min(max(1024 * dim, 4096), 32768)
-    return Explorer(particles=particles, cess=0.6, rounds=min(max(65536 // particles, 2), 8))
-
-
-def moments(x: Tensor, log_w: Tensor | None) -> Diagonal | Dense:
-    """The affine map to mean zero and covariance I of (weighted) points x (n, dim); diagonal where they are few."""
-    w = torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device) if log_w is None else torch.softmax(log_w.double(), 0)
-    m = (w[:, None] * x.double()).sum(0)
-    away = w.sqrt()[:, None] * (x.double() - m)
-    S, few = away.T @ away, 1 / float(w.square().sum()) < DENSE_FROM * x.shape[-1]
-    scale = S.diagonal().clamp(min=1e-300).sqrt()
-    L, bad = torch.linalg.cholesky_ex(S + 1e-9 * torch.diag(S.diagonal()))
-    if few or int(bad):
-        return Diagonal(m.to(x), torch.where(scale > 1e-150, scale, 1.0).to(x))
-    return Dense(m.to(x), L.to(x))
-
-
-def finest(z: Tensor, grad: Tensor | None) -> float:
-    """The noise of the last level: .4 of the smallest scale that gradients show, E g_i^2 = 1 / scale_i^2, or that neighbours have."""
-    if grad is not None:
-        return _within(0.4 / float(grad.square().quantile(0.9, 0).max().sqrt() / 1.645))
-    some = z[torch.linspace(0, len(z) - 1, min(len(z), 1000), device=z.device).long()]
-    near = (torch.cdist(some, some) + 1e9 * torch.eye(len(some), dtype=z.dtype, device=z.device)).amin(1)
-    return _within(0.5 * float(near[near > 0].median()) / math.sqrt(z.shape[-1]))
-
-
-def _within(scale: float) -> float:
-    return min(max(scale, FINEST), COARSEST) if math.isfinite(scale) else 0.02
-
-
-def _given(data: Draws, target: Target, run: Run) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The user's draws (n, dim), their log-weights (n,) and the chain of each; few chains are cut into pieces. Raises ShapeError."""
-    x = data.x.reshape(-1, data.x.shape[-1]).to(run.backend.device, run.backend.dtype)
-    units, length = data.x.shape[:2]
-    group = torch.arange(len(x), device=x.device) // max(1, min(length, units * length // FEWEST_GROUPS))
-    if x.shape[-1] != target.dim:
-        raise ShapeError(f"data= has {x.shape[-1]} dimensions and the target {target.dim}; wanted the same")
-    return x, None if data.log_weight is None else data.log_weight.reshape(-1).to(x.device), group
-
-
 def on(model: ScoreModel, target: Target, run: Run) -> ScoreModel:
     """The model on the run's device and with its map in the run's dtype. Raises ShapeError."""
     if model.net.dim != target.dim:
@@ -294,8 +184,3 @@ def on(model: ScoreModel, target: Target, run: Run) -> ScoreModel:
     m = model.map
     map = Diagonal(m.m.to(d, t), m.s.to(d, t)) if isinstance(m, Diagonal) else Dense(m.m.to(d, t), m.L.to(d, t))
     return replace(model, map=map, net=model.net.to(d), spread=model.spread.to(d))
-
-
-def _proper(log_p: Tensor) -> Tensor:
-    """NaN is no density, and +inf is for those who draw in earnest to report."""
-    return torch.where(log_p < torch.inf, log_p, -torch.inf)

@@ -14,7 +14,8 @@ from boltzsample.networks import Denoiser
 from boltzsample.samplers import reverse
 from boltzsample.samplers.reverse import Reverse, Rule
 from boltzsample.schedules import Levels
-from boltzsample.scores.training import DTYPE, Look
+from boltzsample.scores.pool import DTYPE
+from boltzsample.scores.training import Look
 from boltzsample.streams import Stream
 
 RULES: dict[str, Any] = {c.__name__: c for c in (reverse.Ancestral, reverse.EulerMaruyama, reverse.Exponential, reverse.Corrected)}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -154,8 +154,8 @@ def _miss(D: Tensor, target: Tensor, s: Tensor) -> Tensor:
 def _bent(net: Denoiser, batch: Batch) -> tuple[Posterior, Tensor, Tensor]:
     """What the net says at x; s^2 v' grad(score) v = v' J_D v - |v|^2 (n,); and the score (n, dim)."""
     x, v = batch.x, batch.v
-    seen: Posterior
-    seen, pull = torch.func.vjp(lambda x: net(x, batch.s), x)  # type: ignore[assignment]
+    out: Any = torch.func.vjp(lambda x: net(x, batch.s), x)
+    seen, pull = out
     (bent,) = pull(Posterior(v, torch.zeros_like(seen.factor)))  # v' J_D
     score = (seen.mean - x) / batch.s.square()[:, None]
     return seen, (v * bent).sum(-1) - v.square().sum(-1), score

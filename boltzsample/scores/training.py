@@ -5,7 +5,7 @@ A step takes a batch of draws (picked by their weights, where they have any), a 
 tenth of the particles (or chains) is held out. Training ends
 
     where the loss held out fell by no more than twice its own (paired) error bar in a round, or
-    where `enough`, asked after each round, says so (the sampler asks whether its weights are good), or
+    where its guide, the sampler, says so after a round: it looks at the weights; or
     after the last round, at the budget's end, or at an interrupt,
 
 and the parameters come back that were best held out. The network works in float32, in scaled units.
@@ -14,9 +14,8 @@ and the parameters come back that were best held out. The network works in float
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,26 +27,23 @@ from boltzsample.networks import Denoiser
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run
 from boltzsample.scores.objectives import SHAPE, Batch, Mixed, Objective, spread_loss
-from boltzsample.streams import Rng
+from boltzsample.scores.pool import DTYPE, MOST_HELD, Pool
 
-DTYPE = torch.float32
-HELD = 10  # one group in so many is held out
-MOST_HELD = 2000
 COMPILE_FROM = 30_000  # planned steps from which compiling is paid back (docs/diffusion.md)
 FUSED: dict[str, bool] = {"epilogue_fusion": True}
 
 
 @dataclass(frozen=True)
 class ScoreTraining:
-    """How a denoiser is trained. objective; steps: of the first round, three times as many in each later one; batch: draws a step; lr: of
-    Adam; width, depth, waves: of the network; share: of the run's budget, as it stands when training ends.
+    """How a denoiser is trained. objective; steps: of the first round, three times as many in the second, nine times in the others; batch:
+    draws a step; lr: of Adam; width, depth, waves: of the network; share: of the run's budget, as it stands when training ends.
 
     Raises ValueError.
     """
 
     objective: Objective = field(default_factory=Mixed)
     steps: int = 500
-    rounds: int = 3
+    rounds: int = 4
     batch: int = 512
     lr: float = 2e-3
     width: int = 128
@@ -66,56 +62,11 @@ class ScoreTraining:
 
     def of_round(self, r: int) -> int:
         """Steps of round r = 0, 1, ..."""
-        return int(self.steps * 3**r)
+        return int(self.steps * 3 ** min(r, 2))
 
     @property
     def planned(self) -> int:
         return sum(self.of_round(r) for r in range(self.rounds))
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Draws z (n, dim) in scaled units, gradients of log pi there (n, dim) or None, log-weights (n,) or None; group (n,): the number of the
-    particle or chain that each was a place of; `low`, `high`: the noise."""
-
-    z: Tensor
-    grad: Tensor | None
-    log_w: Tensor | None
-    group: Tensor
-    low: float
-    high: float
-
-    def split(self, rng: Rng) -> tuple[Pool, Pool]:
-        """(for training, held out): whole groups, at random, for draws of one are alike."""
-        groups, member = self.group.unique(return_inverse=True)
-        held = rng.uniform(len(groups)).argsort()[member] < max(len(groups) // HELD, 1)
-        some = held.nonzero()[:, 0]
-        some = some[rng.uniform(len(some)).argsort()[:MOST_HELD]]
-        return self[(~held).nonzero()[:, 0]], self[some]
-
-    def __getitem__(self, which: Tensor) -> Pool:
-        grad, log_w = (None if t is None else t[which] for t in (self.grad, self.log_w))
-        return Pool(self.z[which], grad, log_w, self.group[which], self.low, self.high)
-
-    def batch(self, n: int, rng: Rng) -> Batch:
-        """n draws by their weights, each with a noise level: one in each n-th of the range of log s."""
-        z, u = self.z, rng.uniform(n)
-        j = (u * len(z)).long() if self.log_w is None else torch.searchsorted(torch.softmax(self.log_w, 0).cumsum(0).to(u), u)
-        return self._noised(j.clamp(max=len(z) - 1), rng)
-
-    def whole(self, rng: Rng) -> Batch:
-        """Every draw once (of weighted ones as many, by their weights)."""
-        if self.log_w is not None:
-            return self.batch(len(self.z), rng)
-        return self._noised(torch.arange(len(self.z), device=self.z.device), rng)
-
-    def _noised(self, j: Tensor, rng: Rng) -> Batch:
-        z, n = self.z[j].to(DTYPE), len(j)
-        u = (torch.arange(n, device=z.device) + rng.uniform(n)) / n
-        s = (math.log(self.low) + math.log(self.high / self.low) * u).exp()
-        grad = None if self.grad is None else self.grad[j].to(DTYPE)
-        sign = torch.where(rng.uniform(*z.shape) < 0.5, -1.0, 1.0)
-        return Batch(z, grad, s, rng.normal(*z.shape), sign)
 
 
 class Look(NamedTuple):
@@ -136,18 +87,30 @@ class Taught:
     notes: tuple[Flag, ...] = ()
 
 
-Enough = Callable[[Denoiser, int], tuple[bool, dict[str, float]]]  # (net, round) -> does it do? and what was measured
+class Guide(Protocol):
+    """What a sampler has to say to a training."""
+
+    def enough(self, net: Denoiser, r: int) -> tuple[bool, dict[str, float]]:
+        """After round r: whether this net does, and what was measured."""
+        ...
+
+    def renewed(self, net: Denoiser, r: int, found: dict[str, float]) -> tuple[Pool, Pool] | None:
+        """Before round r: better draws for it, and others held out, or None to go on with those there are."""
+        ...
 
 
-def teach(pool: Pool, held: Pool, settings: ScoreTraining, run: Run, enough: Enough | None = None) -> Taught:
+def teach(pool: Pool, held: Pool, settings: ScoreTraining, run: Run, guide: Guide | None = None) -> Taught:
     """Train a denoiser on a pool. Asks the density nothing itself."""
-    lesson = _Lesson(pool, held, settings, run)
-    if lesson.look(enough):
-        return lesson.done()
+    lesson = _Lesson(pool, held, settings, run, guide)
+    does = lesson.look()
     for r in range(settings.rounds):
-        lesson.round(r)
-        if lesson.look(enough) or lesson.stopped or not lesson.improved():
+        if does or lesson.stopped:
             break
+        renewed = lesson.renew(r)
+        if r > 0 and not renewed and not lesson.improved():
+            break
+        lesson.round(r)
+        does = lesson.look()
     return lesson.done()
 
 
@@ -159,6 +122,7 @@ class _Lesson:
     held: Pool
     settings: ScoreTraining
     run: Run
+    guide: Guide | None = None
     steps: int = 0
     stopped: str | None = None
     history: list[Tensor] = field(default_factory=list)
@@ -201,14 +165,27 @@ class _Lesson:
                 self._record(rows, bar)
         self.optimizer.restart()
 
-    def look(self, enough: Enough | None) -> bool:
+    def look(self) -> bool:
         """Judge the averaged parameters; whether they do."""
-        rows = self.loss(self.same)[0].detach().double()
-        does, found = (False, {}) if enough is None else enough(self.net, len(self.looks))
-        self.losses.append(rows)
-        self.looks.append(Look(self.steps, float(rows.mean()), found))
-        self.kept.append({name: t.clone() for name, t in self.net.state_dict().items()})
+        does, found = (False, {}) if self.guide is None else self.guide.enough(self.net, len(self.looks))
+        self._keep()
+        self.looks.append(Look(self.steps, float(self.losses[-1].mean()), found))
         return does
+
+    def renew(self, r: int) -> bool:
+        """Take better draws for round r, where there are any; what was best on the others held out is not asked any more."""
+        new = None if self.guide is None or r == 0 else self.guide.renewed(self.net, r, self.looks[-1].found)
+        if new is None:
+            return False
+        self.pool, self.held = new
+        self.same = self.held.whole(self.stream.child("held", r).rng(DTYPE, self.run.backend.device))
+        self.losses, self.kept = [], []
+        self._keep()
+        return True
+
+    def _keep(self) -> None:
+        self.losses.append(self.loss(self.same)[0].detach().double())
+        self.kept.append({name: t.clone() for name, t in self.net.state_dict().items()})
 
     def improved(self) -> bool:
         """Whether the last round brought more than its own error bar could hide."""
@@ -216,7 +193,7 @@ class _Lesson:
         return bool(gain.mean() > 2 * gain.std() / math.sqrt(len(gain)))
 
     def done(self) -> Taught:
-        best = min(range(len(self.looks)), key=lambda r: self.looks[r].loss if math.isfinite(self.looks[r].loss) else math.inf)
+        best = int(torch.stack([loss.mean() for loss in self.losses]).nan_to_num(math.inf).argmin())
         self.optimizer.finish()
         self.net.load_state_dict(self.kept[best])
         history = torch.stack(self.history).cpu().double() if self.history else torch.zeros(0, dtype=torch.float64)
