@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from boltzsample.draws import Draws, Estimate
     from boltzsample.errors import RejectPoint
     from boltzsample.flags import Flag, Status
+    from boltzsample.imitation import imitate
     from boltzsample.jax_density import from_jax
     from boltzsample.kernels import HMC, MALA, ULA, RandomWalk
     from boltzsample.laws import from_torch_distribution
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOME = {
     "from_log_prob": "adapters",
     "from_jax": "jax_density",
+    "imitate": "imitation",
     "from_numpy": "numpy_density",
     "from_torch_distribution": "laws",
     "from_pyro": "pyro_model",
@@ -73,7 +75,8 @@ _HOME = {
 __all__ = [
     "AIS", "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Diffusion", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC",
     "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "Tempering", "from_jax",
-    "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
+    "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "imitate", "importance", "load", "log_prob_and_grad", "result",
+    "sample",
 ]  # fmt: skip
 
 

@@ -76,6 +76,9 @@ KINDS: dict[str, Kind] = {
     "BAD_WEIGHTS": Kind("untrusted", "all weights are zero, or some are NaN or infinite", "check log_weight and the overlap of proposal and target"),
     "NO_OVERLAP": Kind("untrusted", "target and proposal hardly overlap, so the bridge between them bears nothing", "train the flow longer, or use more temperatures"),
     "OUT_OF_RANGE": Kind("caution", "draws lie outside the interval on which the flow's splines act, where it cannot shape a tail", "put a scale layer before the splines, or use an affine flow"),
+    "HUTCH_NOISE": Kind("caution", "the log-det of the probability flow is estimated with noise, which raises log Z by half its variance", "use a diffusion by kernels (rule=Ancestral()), whose weights are exact"),
+    "SOLVER_BIAS": Kind("caution", "the log-det of the probability flow changes with the step size", "more steps, or a diffusion by kernels (rule=Ancestral()), whose weights are exact"),
+    "PATH_WEIGHT_MISSING": Kind("caution", "these draws carry no weights: they follow a trained network, with an error that no bar covers", "give a density, and leave weighted=True"),
     "LOG_Z_SPREAD": Kind("caution", "the weights vary too much for the interval of log Z", "increase n, or use a closer proposal"),
     "NO_LOG_Z": Kind("untrusted", "this method does not estimate log Z", "give weighted draws of a proposal you know: bz.Draws.from_arrays(x, log_prob, log_weight)"),
     # global

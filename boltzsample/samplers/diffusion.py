@@ -29,17 +29,20 @@ from boltzsample.errors import PositiveInfinityError, ShapeError
 from boltzsample.estimates.evidence import log_z
 from boltzsample.flags import Flag, flag
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.samplers.defended import defended
+from boltzsample.samplers.defended import Defended, defended
 from boltzsample.samplers.diffusion_guide import Guided
 from boltzsample.samplers.diffusion_pool import NOISE, by_dimension, given, whitened_pool
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.mixture_is import POWER, compared
-from boltzsample.samplers.reverse import Ancestral, Reverse, Rule
+from boltzsample.samplers.probability_flow import Flowing
+from boltzsample.samplers.reverse import Ancestral, AnnealedLangevin, Reverse
 from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
 from boltzsample.samplers.with_flow import affordable
 from boltzsample.schedules import VE, Levels, Schedule
-from boltzsample.scores.model import ScoreModel
+from boltzsample.scores.model import ScoreModel, Way, kernels_of
+from boltzsample.scores.pool import Pool
 from boltzsample.scores.training import ScoreTraining, teach
+from boltzsample.streams import Rng
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
@@ -49,7 +52,7 @@ SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be sha
 DEFENDED_UP_TO = 8  # dimensions; beyond, a wide law hardly ever meets the target
 
 
-class Way(NamedTuple):
+class Climbed(NamedTuple):
     """An explorer, and what it saw: a ladder to climb again."""
 
     explorer: Explorer
@@ -59,8 +62,9 @@ class Way(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Diffusion(Sampler):
     """Weighted ends of diffusion paths. steps K; rule: the kernels (reverse.py); training: of the denoiser; explorer: of the pool (None: by
-    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1, up to eight dimensions). For each replicate
-    `fit` fills `models` and `ways` (of the explorers).
+    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1, up to eight dimensions);
+    weighted: False for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING). For each replicate `fit` fills
+    `models` and `ways` (of the explorers).
 
     >>> import boltzsample as bz
     >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 4).square().sum(-1), 0.7 - (x + 4).square().sum(-1)), dim=2)
@@ -72,13 +76,14 @@ class Diffusion(Sampler):
     log_z: ClassVar[bool] = True
     learns: ClassVar[bool] = True
     steps: int = 64
-    rule: Rule = field(default_factory=Ancestral)
+    rule: Way = field(default_factory=Ancestral)
     training: ScoreTraining = field(default_factory=ScoreTraining)
     explorer: Explorer | None = None
     schedule: Schedule = field(default_factory=VE)
     defense: float | None = None
+    weighted: bool = True
     models: tuple[ScoreModel, ...] = ()
-    ways: tuple[Way, ...] = field(default=(), repr=False)
+    ways: tuple[Climbed, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 2 or not 0 <= (self.defense or 0) < 1:
@@ -104,7 +109,10 @@ class Diffusion(Sampler):
                 bar.update(1, evaluations=run.ledger.total)
         least = min(len(x) for x, _, _ in parts)
         x, log_p, log_w = (torch.cat([t[:least] for t in part]) for part in zip(*parts, strict=True))
-        return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=tuple(dict.fromkeys(flags)), scope="given this proposal")
+        bare = not self.weighted or isinstance(self.rule, AnnealedLangevin)
+        flags += [flag("PATH_WEIGHT_MISSING")] if bare else []
+        weights = None if bare else log_w[:, None]
+        return Draws(x[:, None], log_p[:, None], weights, flags=tuple(dict.fromkeys(flags)), scope="given this proposal")
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
         """log Z against another SMC run up the explorer's ladder, as in mixture-is; none where the draws were the user's."""
@@ -118,26 +126,31 @@ class Diffusion(Sampler):
 
     # ---- fitting ----
 
-    def _fitted(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Way | None]:
+    def _fitted(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Climbed | None]:
         way = None
         if data is None:
             explorer = self._explorer(target, run)
-            way = Way(explorer, explorer(target, run))
+            way = Climbed(explorer, explorer(target, run))
             x, log_w, group = way.seen.x, None, torch.arange(len(way.seen.x), device=way.seen.x.device) % explorer.particles
         else:
             x, log_w, group = given(data, target, run)
         pool, map = whitened_pool(target, x, log_w, group, run)
-        split = run.stream.child("split").rng(run.backend.dtype, run.backend.device)
-        pool, held = pool.split(split)
+        return self.learned(target, pool, map, run), None if way is None else Climbed(way.explorer, way.seen._replace(x=way.seen.x[:0]))
+
+    def learned(self, target: Target | None, pool: Pool, map: Diagonal | Dense, run: Run) -> ScoreModel:
+        """What a pool teaches; without a target nobody looks at weights."""
+        pool, held = pool.split(run.stream.child("split").rng(run.backend.dtype, run.backend.device))
         levels = Levels.even(self.schedule, NOISE, pool.low, self.steps - 1).to_data()
-        guide = Guided(Pullback(target, map), levels, self.rule, held, run, self.share(target.dim), self.training.share)
+        rule, share = kernels_of(self.rule), self.training.share
+        guide = None
+        if target is not None:
+            guide = Guided(Pullback(target, map), levels, rule, held, run, self.share(target.dim), share)
         done = teach(pool, held, self.training, run, guide)
         run.notes.extend(note for note in done.notes if note not in run.notes)
         rng = run.stream.child("calibration").rng(run.backend.dtype, run.backend.device)
-        reverse = Reverse(done.net, levels, self.rule).calibrated(held.z, rng, not done.net.full)
+        reverse = Reverse(done.net, levels, rule).calibrated(held.z, rng, not done.net.full)
         assert reverse.spread is not None
-        model = ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks)
-        return model, None if way is None else Way(way.explorer, way.seen._replace(x=way.seen.x[:0]))
+        return ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks)
 
     def _explorer(self, target: Target, run: Run) -> Explorer:
         """The explorer, with no more particles than the budget has room for: a climb of few tells how many levels there are."""
@@ -151,7 +164,9 @@ class Diffusion(Sampler):
         return replace(e, particles=max(min(e.particles, int(left) // each), SCOUTS))
 
     def share(self, dim: int) -> float:
-        """Of defensive paths."""
+        """Of defensive paths: none where there are no kernels to go back by, nor weights."""
+        if not self.weighted or kernels_of(self.rule) is not self.rule:
+            return 0.0
         return self.defense if self.defense is not None else 0.1 if dim <= DEFENDED_UP_TO else 0.0
 
     # ---- drawing ----
@@ -161,7 +176,7 @@ class Diffusion(Sampler):
         parts, why = [], None
         for i, at in enumerate(range(0, n, AT_ONCE)):
             rng = run.stream.child("paths", r, i).rng(run.backend.dtype, run.backend.device)
-            path = defended(model.reverse, min(AT_ONCE, n - at), self.share(target.dim), rng, target.dim)
+            path = self._paths(model, min(AT_ONCE, n - at), rng)
             x, log_det = model.map.push(path.z)
             parts.append((x, log_p := target.log_prob(x).double(), path.log_ratio + log_p + log_det))
             run.ledger.add("sampling", (len(x), 0))
@@ -173,7 +188,15 @@ class Diffusion(Sampler):
         undefined = torch.isnan(log_p)
         flags = [*nan_flags(int(undefined.sum()), len(x), "draws, given weight 0")]
         flags += [] if why is None else [flag(why, detail=f"{len(x)} of {n} draws")]
+        if isinstance(paths := model.reverse, Flowing):
+            flags += paths.doubts(target.dim, run.stream.child("doubts", r).rng(run.backend.dtype, run.backend.device))
         return x, log_p, torch.where(undefined, -torch.inf, log_w), flags
+
+    def _paths(self, model: ScoreModel, n: int, rng: Rng) -> Defended:
+        paths = model.reverse
+        if not isinstance(paths, Reverse):
+            return Defended(*paths.draw(n, model.net.dim, rng))
+        return defended(paths, n, self.share(model.net.dim), rng, model.net.dim)
 
 
 def on(model: ScoreModel, target: Target, run: Run) -> ScoreModel:

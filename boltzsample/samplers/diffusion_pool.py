@@ -21,6 +21,7 @@ NOISE = 5.0  # standard deviation of the noise at the first level, in units of t
 FINEST, COARSEST = 0.002, 0.4  # of the last level before the data
 AT_ONCE = 10_000  # points
 DENSE_FROM = 10  # draws a dimension
+FEWEST = 10  # draws
 FEWEST_GROUPS = 50  # of draws that are held out together
 
 
@@ -30,7 +31,7 @@ def whitened_pool(target: Target, x: Tensor, log_w: Tensor | None, group: Tensor
     z, view = map.pull(x), Pullback(target, map)
     log_p, grad = asked(view, z, run)
     fine = log_p.isfinite() & z.isfinite().all(-1) & (True if grad is None else grad.isfinite().all(-1))
-    if int(fine.sum()) < 10:
+    if int(fine.sum()) < FEWEST:
         raise InitFailed(f"only {int(fine.sum())} points to learn from have a finite log_prob; pass starts= or data= inside the support")
     pool = Pool(z, grad, log_w, group, 0.0, NOISE)[fine.nonzero()[:, 0]]
     return replace(pool, low=finest(pool.z, pool.grad)), map
@@ -65,9 +66,10 @@ def moments(x: Tensor, log_w: Tensor | None) -> Diagonal | Dense:
 
 
 def finest(z: Tensor, grad: Tensor | None) -> float:
-    """The noise of the last level: .4 of the smallest scale that gradients show, E g_i^2 = 1 / scale_i^2, or that neighbours have."""
+    """The noise of the last level: .4 of the smallest scale that gradients show (|g_i| < 1.645 / scale_i nine times in ten), or
+    half the distance between neighbours."""
     if grad is not None:
-        return _within(0.4 / float(grad.square().quantile(0.9, 0).max().sqrt() / 1.645))
+        return _within(0.4 * 1.645 / float(grad[:: max(1, len(grad) // 10_000)].square().quantile(0.9, 0).max().sqrt()))
     some = z[torch.linspace(0, len(z) - 1, min(len(z), 1000), device=z.device).long()]
     near = (torch.cdist(some, some) + 1e9 * torch.eye(len(some), dtype=z.dtype, device=z.device)).amin(1)
     return _within(0.5 * float(near[near > 0].median()) / math.sqrt(z.shape[-1]))
@@ -78,10 +80,26 @@ def _within(scale: float) -> float:
 
 
 def given(data: Draws, target: Target, run: Run) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The user's draws (n, dim), their log-weights (n,) and the chain of each; few chains are cut into pieces. Raises ShapeError."""
+    """`drawn`, for a target. Raises ShapeError."""
+    if data.x.shape[-1] != target.dim:
+        raise ShapeError(f"data= has {data.x.shape[-1]} dimensions and the target {target.dim}; wanted the same")
+    return drawn(data, run)
+
+
+def drawn(data: Draws, run: Run) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The user's draws (n, dim), their log-weights (n,) and the chain of each; few chains are cut into pieces."""
     x = data.x.reshape(-1, data.x.shape[-1]).to(run.backend.device, run.backend.dtype)
     units, length = data.x.shape[:2]
     group = torch.arange(len(x), device=x.device) // max(1, min(length, units * length // FEWEST_GROUPS))
-    if x.shape[-1] != target.dim:
-        raise ShapeError(f"data= has {x.shape[-1]} dimensions and the target {target.dim}; wanted the same")
     return x, None if data.log_weight is None else data.log_weight.reshape(-1).to(x.device), group
+
+
+def bare_pool(x: Tensor, log_w: Tensor | None, group: Tensor) -> tuple[Pool, Diagonal | Dense]:
+    """Points x (n, dim) in their own units, without gradients; and the map. Raises InitFailed."""
+    map = moments(x, log_w)
+    z = map.pull(x)
+    fine = z.isfinite().all(-1)
+    if int(fine.sum()) < FEWEST:
+        raise InitFailed(f"only {int(fine.sum())} of {len(x)} draws are finite; wanted {FEWEST} or more to learn from")
+    pool = Pool(z, None, log_w, group, 0.0, NOISE)[fine.nonzero()[:, 0]]
+    return replace(pool, low=finest(pool.z, None)), map

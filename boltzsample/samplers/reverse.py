@@ -150,6 +150,35 @@ def _score(levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Tensor:
     return (alpha * denoiser(x / alpha, sigma / alpha).mean - x) / sigma.square()
 
 
+@dataclass(frozen=True)
+class AnnealedLangevin:
+    """The sampler of NCSN (Song & Ermon 2019, arXiv:1907.05600, algorithm 1), for comparison: at each level `moves` Langevin steps of
+    h = ratio * sigma^2, at last the denoiser's mean. It needs many levels, and its draws have no weights."""
+
+    moves: int = 5
+    ratio: float = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Cooling:
+    """Draws of annealed Langevin dynamics in scaled units, their log-ratio NaN."""
+
+    denoiser: Denoising
+    levels: Levels
+    rule: AnnealedLangevin = AnnealedLangevin()
+
+    def draw(self, n: int, dim: int, rng: Rng) -> Path:
+        start = Reverse(self.denoiser, self.levels).start(n, dim, rng)
+        x, K = start.draw(rng), self.levels.steps
+        for k in range(K):
+            h = self.rule.ratio * self.levels.sigma[k].square().to(x)
+            for _ in range(self.rule.moves):
+                x = x + h * _score(self.levels, k, x, self.denoiser) + (2 * h).sqrt() * rng.normal(n, dim)
+        alpha = self.levels.alpha[K - 1].to(x)
+        x = self.denoiser(x / alpha, self.levels.sigma[K - 1].to(x) / alpha).mean
+        return Path(x, torch.full((n,), math.nan, dtype=torch.float64, device=x.device))
+
+
 @dataclass(frozen=True, eq=False)
 class Reverse:
     """Paths from N(0, alpha_0^2 + sigma_0^2), in scaled units, through all `levels`. spread: (K, 1), (K, dim): factors of the kernels' sd.
@@ -182,11 +211,11 @@ class Reverse:
 
     def draw(self, n: int, dim: int, rng: Rng) -> Path:
         """n paths: their ends x (n, dim) and log-weights less log gamma."""
-        return _joined([self._draw(min(AT_ONCE, n - at), dim, rng) for at in range(0, n, AT_ONCE)])
+        return joined([self._draw(min(AT_ONCE, n - at), dim, rng) for at in range(0, n, AT_ONCE)])
 
     def back(self, x: Tensor, rng: Rng) -> Path:
         """Backward paths from x (n, dim): their starts and the same log-ratio."""
-        return _joined([self._back(part, rng) for part in x.split(AT_ONCE)])
+        return joined([self._back(part, rng) for part in x.split(AT_ONCE)])
 
     def _draw(self, n: int, dim: int, rng: Rng) -> Path:
         start = self.start(n, dim, rng)
@@ -226,7 +255,8 @@ def _miss(law: Law, x: Tensor, each: bool) -> Tensor:
     return z.square().mean(0).sqrt() if each and isinstance(law, Gaussian) else z.square().mean().sqrt()[None]
 
 
-def _joined(parts: list[Path]) -> Path:
+def joined(parts: list[Path]) -> Path:
+    """Several batches of paths as one."""
     return Path(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

@@ -12,13 +12,16 @@ from torch import Tensor
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.networks import Denoiser
 from boltzsample.samplers import reverse
-from boltzsample.samplers.reverse import Reverse, Rule
+from boltzsample.samplers.probability_flow import Flowing, ProbabilityFlow
+from boltzsample.samplers.reverse import Ancestral, AnnealedLangevin, Cooling, Reverse, Rule
 from boltzsample.schedules import Levels
 from boltzsample.scores.pool import DTYPE
 from boltzsample.scores.training import Look
 from boltzsample.streams import Stream
 
-RULES: dict[str, Any] = {c.__name__: c for c in (reverse.Ancestral, reverse.EulerMaruyama, reverse.Exponential, reverse.Corrected)}
+KERNELS = (reverse.Ancestral, reverse.EulerMaruyama, reverse.Exponential, reverse.Corrected)
+RULES: dict[str, Any] = {c.__name__: c for c in (*KERNELS, ProbabilityFlow, AnnealedLangevin)}
+Way = Rule | ProbabilityFlow | AnnealedLangevin  # from noise to data
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +32,17 @@ class ScoreModel:
     net: Denoiser
     levels: Levels
     spread: Tensor
-    rule: Rule
+    rule: Way
     history: Tensor
     looks: tuple[Look, ...] = ()
 
     @property
-    def reverse(self) -> Reverse:
+    def reverse(self) -> Reverse | Flowing | Cooling:
+        """What draws, in scaled units."""
+        if isinstance(self.rule, ProbabilityFlow):
+            return Flowing(self.net, self.levels, self.rule.order, self.spread)
+        if isinstance(self.rule, AnnealedLangevin):
+            return Cooling(self.net, self.levels, self.rule)
         return Reverse(self.net, self.levels, self.rule, self.spread)
 
     def save(self, path: str | Path) -> Path:
@@ -68,17 +76,22 @@ def _second(map: Diagonal | Dense) -> str:
     return "s" if isinstance(map, Diagonal) else "L"
 
 
-def _described(rule: Rule) -> dict[str, Any]:
-    known = {name: _described(v) if hasattr(v, "forward") else v for name, v in vars(rule).items()}
+def kernels_of(rule: Way) -> Rule:
+    """The rule itself where it is one of kernels, else Ancestral: what training looks at weights by."""
+    return Ancestral() if isinstance(rule, ProbabilityFlow | AnnealedLangevin) else rule
+
+
+def _described(rule: Way) -> dict[str, Any]:
+    known = {name: _described(v) if type(v).__name__ in RULES else v for name, v in vars(rule).items()}
     return {"class": type(rule).__name__, **known}
 
 
-def _rule(how: dict[str, Any]) -> Rule:
+def _rule(how: dict[str, Any]) -> Way:
     parts = dict(how)
     name = parts.pop("class")
     if name not in RULES:
         raise ValueError(f"the saved model walks by {name!r}; this version knows {', '.join(RULES)}")
-    made: Rule = RULES[name](**{key: _rule(v) if isinstance(v, dict) else v for key, v in parts.items()})
+    made: Way = RULES[name](**{key: _rule(v) if isinstance(v, dict) else v for key, v in parts.items()})
     return made
 
 
