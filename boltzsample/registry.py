@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from boltzsample.auto import Auto
 from boltzsample.samplers.ais import AIS
+from boltzsample.samplers.diffusion import Diffusion
 from boltzsample.samplers.flow_is import FlowIS
 from boltzsample.samplers.latent import LatentMCMC
 from boltzsample.samplers.mcmc import MCMC
@@ -42,6 +43,7 @@ METHODS: dict[str, Method] = {
     "slips": Method(SLIPS, True, "weighted", "paths from noise to the target, steered by posterior chains, weighted exactly"),
     "rdmc": Method(RDMC, True, "approximate", "the diffusion to noise walked backwards, by scores of posterior chains"),
     "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
+    "diffusion": Method(Diffusion, False, "weighted", "a denoiser taught by MCMC draws, paths from noise to data weighted exactly"),
     "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),
 }
 

@@ -47,7 +47,8 @@ class Noised:
         root = torch.linalg.cholesky(self.S + self.s.square() * eye)
         gain = self.S @ torch.cholesky_inverse(root)
         V = self.s.square() * 0.5 * (gain + gain.mT)
-        for name, value in (("root", root), ("inverse", inverted(root)), ("gain", gain), ("L", torch.linalg.cholesky(V)), ("frame", framed(V))):
+        found = {"root": root, "inverse": inverted(root), "gain": gain, "L": torch.linalg.cholesky(V), "frame": framed(V)}
+        for name, value in found.items():
             object.__setattr__(self, name, value)
 
     def log_terms(self, y: Tensor) -> Tensor:
@@ -66,13 +67,13 @@ class Noised:
 
 
 def framed(V: Tensor) -> Tensor:
-    """Factors of covariances V (J, dim, dim), or one number () where their eigenvalues are all within a factor of four: chains need no more."""
+    """Factors of covariances V (J, dim, dim), or one number () where all their eigenvalues are alike: chains need no more."""
     v = torch.linalg.eigvalsh(V)
     alike: Tensor = v.clamp(min=1e-300).log().mean().exp().sqrt()
-    return alike if bool(v.max() < ALIKE * v.min()) else root(V)
+    return alike if bool(v.max() < ALIKE * v.min()) else rooted(V)
 
 
-def root(S: Tensor) -> Tensor:
+def rooted(S: Tensor) -> Tensor:
     """The lower-triangular roots of covariances (*batch, dim, dim)."""
     L: Tensor = torch.linalg.cholesky(S)
     return L

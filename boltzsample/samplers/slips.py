@@ -49,7 +49,8 @@ CHEAPER = ((4, 2, 1), (2, 2, 1), (1, 2, 1))  # levels, chains, transitions where
 @dataclass(frozen=True, eq=False)
 class SLIPS(Sampler):
     """Paths from noise to the target. levels: noise levels, by default 8 between 3 and .3 widths of a mode (64 steps where weights=False).
-    inner: the posterior chains. explorer: of the pool. reshare: the pool's mode weights are replaced by a pilot's. schedule, corrector (Langevin steps on y at each level): where weights=False.
+    inner: the posterior chains. explorer: of the pool. reshare: a pilot's weights replace the pool's shares of the modes. schedule,
+    corrector (Langevin steps on y at each level): where weights=False.
 
     `fit` fills, for each replicate, `guides` (all that the paths need, frozen), `units`, `pilots` (ESS of the last pilot), and as
     MixtureIS does `found`, `forgotten` and `explored`; where weights=False `fitted` and `windows`. Its `data`: draws to make the pool of,
