@@ -183,9 +183,11 @@ SMALL: dict[str, Callable[[Trial], Sampler]] = {
     "smc": lambda t: _with("smc", particles=64, moves=3 if t.heavy else 1),  # of the first pass: the second has as many as n asks for
     "ais": lambda t: _with("ais", ensembles=8, particles=32),
     "tempering": lambda t: _with("tempering", ladders=16, warmup=t.warmup),
+    "slips": lambda t: bz.SLIPS(levels=3, inner=bz.Inner(2, 1)),
+    "rdmc": lambda t: bz.RDMC(levels=6, inner=bz.Inner(2, 1), start=1),
 }
 DRAWS = {"importance": 10}  # times the trial's n: draws of a proposal cost little
-MOST = {"smc": 2_400, "ais": 1_600, "tempering": 3_200}  # these cost much
+MOST = {"smc": 2_400, "ais": 1_600, "tempering": 3_200, "slips": 1_600, "rdmc": 400}  # these cost much
 NO_PROPOSAL = frozenset({"gaussian-ill-d100", "many-well-d32"})  # a t is no proposal there
 
 
@@ -221,12 +223,17 @@ def proposal(name: str) -> WideT:
 # ---- cases and shards ----
 
 
-FITS_ONE_BY_ONE = frozenset({"auto", "mixture-is"})  # they learn from no draws of others, but fit each replicate on its own
+FITS_ONE_BY_ONE = frozenset({"auto", "mixture-is", "rdmc"})  # they learn from no draws of others, but fit each replicate on its own
 
 
 def trains(name: str) -> bool:
     """Whether a method trains a proposal: then many runs are made of each."""
     return name != "importance" and (name in FITS_ONE_BY_ONE or method(name).make.learns)
+
+
+def approximate(name: str) -> bool:
+    """Whether a method's draws have a bias that no bar covers: then they are flagged on easy problems too."""
+    return name != "importance" and method(name).promise == "approximate"
 
 
 def cases(
@@ -245,7 +252,7 @@ def variants(t: Trial) -> list[Trial]:
     if t.method == "importance" and (t.problem in NO_PROPOSAL or problem(t.problem).exact_sampler is None):
         return []
     own = replace(t, scope=GIVEN if trains(t.method) else UNTRAINED)
-    own = replace(own, n=min(DRAWS.get(t.method, 1) * own.n, MOST.get(t.method, 10**9)))
+    own = replace(own, n=min(DRAWS.get(t.method, 1) * own.n, MOST.get(t.method, 10**9)), easy=t.easy and not approximate(t.method))
     found = [own]
     if t.problem in WITNESSLESS:
         found.append(replace(own, witness=False, loud=(ALL,)))
