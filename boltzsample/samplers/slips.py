@@ -25,7 +25,7 @@ from boltzsample.kernels.adapt import moved
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.localization import localized, window_flags
-from boltzsample.samplers.localized import FIRST, TRIALS, Ends, Guide, calibrate, memberships, paths
+from boltzsample.samplers.localized import FIRST, TRIALS, Ends, Guide, calibrate, memberships, path_price, paths
 from boltzsample.samplers.mixture_is import FORGOTTEN, MixtureIS
 from boltzsample.samplers.pool import pool, reshared
 from boltzsample.samplers.posterior import Inner, Spent, Units
@@ -167,7 +167,7 @@ class SLIPS(Sampler):
         to = replace(run.backend, dtype=torch.float64)
         guide, inner = moved(self.guides[r_own], to), moved(self.inners[r_own], to)
         view = Units(target, moved(self.units[r_own], to), run.backend.dtype)
-        price = inner.price(guide.steps, FIRST) + 1
+        price = path_price(guide, inner)
         n, flags = _within_budget(n, price, run)
         parts: list[Ends] = []
         for b, first in enumerate(range(0, n, BLOCK)):
