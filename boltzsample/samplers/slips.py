@@ -27,7 +27,7 @@ from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.localization import localized, window_flags
 from boltzsample.samplers.localized import FIRST, TRIALS, Ends, Guide, calibrate, memberships, path_price, paths
 from boltzsample.samplers.mixture_is import FORGOTTEN, MixtureIS
-from boltzsample.samplers.pool import pool, reshared
+from boltzsample.samplers.pool import NOISE, pool, reshared
 from boltzsample.samplers.posterior import Inner, Spent, Units
 from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags, no_look
 from boltzsample.samplers.unweighted import localization
@@ -42,7 +42,7 @@ PILOT_SHARE = 0.1  # of what the budget has left, for each pilot
 GUESS = 1000  # draws, to share out a budget by
 SHARE = 0.7  # of what the budget has left, for so many draws
 LEVELS = 8
-NOISE, DATA = 3.0, 0.3  # first and last noise level, in widths of a mode
+DATA = 0.3  # the last noise level, in widths of a mode
 CHEAPER = ((4, 2, 1), (2, 2, 1), (1, 2, 1))  # levels, chains, transitions where the budget is small
 
 
@@ -130,7 +130,7 @@ class SLIPS(Sampler):
         if self.reshare and bool(w.isfinite().all()):
             mass = (memberships(guide.mixture, ends.x) * w[:, None]).sum(0)
             guide = replace(guide, mixture=reshared(guide.mixture, mass))
-        return guide, view.map, inner, ess, own.found, own.forgotten, own.explored._replace(x=own.explored.x[:0])
+        return guide, view.map, inner, ess, own.found, own.forgotten, own.explored
 
     def _affordable(self, dim: int, run: Run) -> tuple[int, Inner]:
         """Levels and chains, fewer where the budget is small."""
