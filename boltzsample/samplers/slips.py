@@ -170,6 +170,7 @@ class SLIPS(Sampler):
         price = path_price(guide, inner)
         n, flags = _within_budget(n, price, run)
         parts: list[Ends] = []
+        moves = [0.0, 0]
         for b, first in enumerate(range(0, n, BLOCK)):
             size = min(BLOCK, n - first)
             if parts and (why := run.must_stop(size * price)) is not None:
@@ -179,6 +180,9 @@ class SLIPS(Sampler):
             ends, spent = paths(view, guide, inner, size, rng)
             _account(run, "sampling", spent, inner, size)
             parts.append(ends)
+            moves = [moves[0] + spent.accepted, moves[1] + spent.transitions]
+        said = f"acceptance {moves[0] / moves[1]:.2f}, " if moves[1] else ""
+        flags.append(flag("INNER_CHAINS", detail=f"{said}at {guide.looks} of {guide.steps} levels, {price} evaluations per path"))
         ends = Ends(*(torch.cat(part) for part in zip(*parts, strict=True)))
         x = view.x(ends.x)
         if bool((ends.log_p == torch.inf).any()):
