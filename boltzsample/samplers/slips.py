@@ -29,7 +29,7 @@ from boltzsample.samplers.localized import FIRST, TRIALS, Ends, Guide, calibrate
 from boltzsample.samplers.mixture_is import FORGOTTEN, MixtureIS
 from boltzsample.samplers.pool import NOISE, pool, reshared
 from boltzsample.samplers.posterior import Inner, Spent, Units
-from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags, no_look
+from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
 from boltzsample.samplers.unweighted import localization
 from boltzsample.samplers.walks import Fitted, sample_walks
 from boltzsample.samplers.window import Window
@@ -194,7 +194,7 @@ class SLIPS(Sampler):
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
         """log Z against another SMC run up the explorer's ladder, as mixture-is does."""
         if not self.weights:
-            return [no_look("unweighted walks have no second look of their own")] * len(replicates)
+            return super().second_look(target, replicates, run)
         return MixtureIS(explorer=self.explorer, explored=self.explored).second_look(target, replicates, run)
 
 
