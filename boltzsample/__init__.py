@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from boltzsample.draws import Draws, Estimate
     from boltzsample.errors import RejectPoint
     from boltzsample.flags import Flag, Status
+    from boltzsample.imitation import imitate
     from boltzsample.jax_density import from_jax
     from boltzsample.kernels import HMC, MALA, ULA, RandomWalk
     from boltzsample.laws import from_torch_distribution
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
     from boltzsample.results import Result, result
     from boltzsample.run import importance, sample
     from boltzsample.samplers.ais import AIS
+    from boltzsample.samplers.diffusion import Diffusion
     from boltzsample.samplers.flow_is import FlowIS
     from boltzsample.samplers.latent import LatentMCMC
     from boltzsample.samplers.mcmc import MCMC
     from boltzsample.samplers.mixture_is import MixtureIS
+    from boltzsample.samplers.posterior import Inner
+    from boltzsample.samplers.rdmc import RDMC
     from boltzsample.samplers.sampler import Budget
+    from boltzsample.samplers.slips import SLIPS
     from boltzsample.samplers.smc import SMC
     from boltzsample.samplers.tempering import Tempering
     from boltzsample.storage import load
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 _HOME = {
     "from_log_prob": "adapters",
     "from_jax": "jax_density",
+    "imitate": "imitation",
     "from_numpy": "numpy_density",
     "from_torch_distribution": "laws",
     "from_pyro": "pyro_model",
@@ -52,11 +58,15 @@ _HOME = {
     "importance": "run",
     "sample": "run",
     "AIS": "samplers.ais",
+    "Diffusion": "samplers.diffusion",
     "FlowIS": "samplers.flow_is",
     "LatentMCMC": "samplers.latent",
     "MCMC": "samplers.mcmc",
     "MixtureIS": "samplers.mixture_is",
     "Budget": "samplers.sampler",
+    "Inner": "samplers.posterior",
+    "RDMC": "samplers.rdmc",
+    "SLIPS": "samplers.slips",
     "SMC": "samplers.smc",
     "Tempering": "samplers.tempering",
     "load": "storage",
@@ -69,9 +79,10 @@ _HOME = {
 }
 
 __all__ = [
-    "AIS", "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC",
-    "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "Tempering", "from_jax",
-    "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "importance", "load", "log_prob_and_grad", "result", "sample",
+    "AIS", "HMC", "MALA", "MCMC", "RDMC", "SLIPS", "SMC", "ULA", "Budget", "Constrained", "Diffusion", "Draws", "Estimate",
+    "Flag", "FlowIS", "Inner", "LatentMCMC", "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result",
+    "Status", "Target", "Tempered", "Tempering", "from_jax", "from_log_prob", "from_numpy", "from_pyro",
+    "from_torch_distribution", "imitate", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class MixtureIS(Sampler):
         for r, draws in enumerate(replicates):
             own = replace(run, stream=run.stream.child("second look", r))
             smc = self.explorer.again(target, self.explored[r % len(self.explored)], POWER, own) if self.explored else None
-            verdicts.append(_compared(log_z(draws), smc, run.starts.modes is not None))
+            verdicts.append(compared(log_z(draws), smc, run.starts.modes is not None))
         return verdicts
 
     def _enough(self, n: int) -> int:
@@ -135,7 +135,7 @@ class MixtureIS(Sampler):
         return done, len(hills), _forgotten(view, pool, done, run), seen._replace(x=seen.x[:0])
 
 
-def _compared(estimate: Estimate, smc: Annealed | None, told: bool) -> Verdict:
+def compared(estimate: Estimate, smc: Annealed | None, told: bool) -> Verdict:
     """What the second run says. told: the user named modes, which a run from the wide base need not have found: less than the draws have is
     then no conflict."""
     if smc is None or not math.isfinite(smc.stderr):

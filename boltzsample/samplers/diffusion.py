@@ -1,0 +1,209 @@
+"""diffusion: draws of MCMC teach a denoiser, paths from noise to data follow it, and weights make their ends right.
+
+    pool      particles of an SMC up from the wide base (explore.py), or the user's own draws: wrong masses of far modes do no harm
+    score     a denoiser D(z, s) of the noised pool, trained in whitened units z on draws and gradients (scores/), in later rounds on
+              its own weighted draws, which unlike particles are independent
+    paths     z_0 ~ N(0, 1 + s_0^2) through K levels by kernels N(A z_k + B D, C^2 + B^2 S), S learned, calibrated on held-out draws
+    weights   log w = log p(x) - log q(path),     q = .9 q_0 prod_k f_k + .1 t_5 prod_k b_k
+
+Every kernel is a known Gaussian, so E w = Z exactly, whatever the denoiser says and however few the steps (path_weights.py). The last
+term is the defensive one: a wide Student-t at the data, taken back to the noise by the backward kernels; it keeps w <= 10 p / t_5.
+From both sides
+
+    E_q log w <= log Z <= E_(pi prod b) log w                                    (`bounds`; the upper side takes draws of the target)
+
+Without a density there are draws, but no weights (`from_draws`). Sohl-Dickstein et al. (2015), ICML; Song et al. (2021),
+arXiv:2011.13456; He et al. (2025), arXiv:2502.06685 (tempering, then diffusion); De Bortoli et al. (2024), arXiv:2402.08667.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from boltzsample.draws import Draws
+from boltzsample.errors import PositiveInfinityError, ShapeError
+from boltzsample.estimates.evidence import log_z
+from boltzsample.flags import Flag, flag
+from boltzsample.maps import Dense, Diagonal
+from boltzsample.samplers.defended import Defended, defended
+from boltzsample.samplers.diffusion_guide import Guided
+from boltzsample.samplers.diffusion_pool import NOISE, by_dimension, given, whitened_pool
+from boltzsample.samplers.explore import Explored, Explorer
+from boltzsample.samplers.mixture_is import POWER, compared
+from boltzsample.samplers.probability_flow import Flowing
+from boltzsample.samplers.reverse import Ancestral, AnnealedLangevin, Reverse
+from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
+from boltzsample.samplers.with_flow import affordable
+from boltzsample.schedules import VE, Levels, Schedule
+from boltzsample.scores.model import ScoreModel, Way, kernels_of
+from boltzsample.scores.pool import Pool
+from boltzsample.scores.training import ScoreTraining, teach
+from boltzsample.streams import Rng
+from boltzsample.target import Target
+from boltzsample.views import Pullback
+
+AT_ONCE = 10_000  # draws
+POOL_SHARE = 0.5  # of the budget
+SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be shared out; its levels, where it does not arrive
+DEFENDED_UP_TO = 8  # dimensions; beyond, a wide law hardly ever meets the target
+
+
+class Climbed(NamedTuple):
+    """An explorer, and what it saw: a ladder to climb again."""
+
+    explorer: Explorer
+    seen: Explored
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion(Sampler):
+    """Weighted ends of diffusion paths. steps K; rule: the kernels (reverse.py); training: of the denoiser; explorer: of the pool (None: by
+    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1, up to eight dimensions);
+    weighted: False for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING). For each replicate `fit` fills
+    `models` and `ways` (of the explorers).
+
+    >>> import boltzsample as bz
+    >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 4).square().sum(-1), 0.7 - (x + 4).square().sum(-1)), dim=2)
+    >>> quick = bz.Diffusion(steps=16, training=ScoreTraining(steps=100, rounds=2))
+    >>> bz.sample(two, quick, n=2_000, seed=0).probability(lambda x: x[..., 0] > 0)               # 1 / (1 + e^.7) = .332
+    0.3... +- 0.0... (95%, ...)
+    """
+
+    log_z: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
+    steps: int = 64
+    rule: Way = field(default_factory=Ancestral)
+    training: ScoreTraining = field(default_factory=ScoreTraining)
+    explorer: Explorer | None = None
+    schedule: Schedule = field(default_factory=VE)
+    defense: float | None = None
+    weighted: bool = True
+    models: tuple[ScoreModel, ...] = ()
+    ways: tuple[Climbed, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 2 or not 0 <= (self.defense or 0) < 1:
+            raise ValueError(f"steps is {self.steps!r}, defense {self.defense!r}; wanted an integer >= 2 and a share in [0, 1)")
+
+    def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
+        """A denoiser for each replicate, one after another; `data`: draws to learn from, weighted or not, in place of a pool of its own."""
+        found = [self._fitted(target, replace(run.part(r), stream=run.stream.child("diffusion", r)), data) for r in range(run.replicates)]
+        return replace(self, models=tuple(m for m, _ in found), ways=tuple(way for _, way in found if way is not None))
+
+    def sample(self, target: Target, n: int, run: Run) -> Draws:
+        """n weighted draws a replicate, rounded up to whole tens; every draw is a unit. Raises ValueError where nothing is fitted."""
+        if len(self.models) not in (1, run.replicates):
+            raise ValueError(f"this sampler has {len(self.models)} models for {run.replicates} replicates; leave fit=True")
+        n, flags = affordable(-(-n // 10) * 10, None, run)
+        parts = []
+        with run.progress.phase("sampling", run.replicates) as bar:
+            for r in range(run.replicates):
+                model = on(self.models[r % len(self.models)], target, run)
+                x, log_p, log_w, more = self._weighted(target, model, n, run, r)
+                flags += more
+                parts.append((x, log_p, log_w))
+                bar.update(1, evaluations=run.ledger.total)
+        least = min(len(x) for x, _, _ in parts)
+        x, log_p, log_w = (torch.cat([t[:least] for t in part]) for part in zip(*parts, strict=True))
+        bare = not self.weighted or isinstance(self.rule, AnnealedLangevin)
+        flags += [flag("PATH_WEIGHT_MISSING")] if bare else []
+        weights = None if bare else log_w[:, None]
+        return Draws(x[:, None], log_p[:, None], weights, flags=tuple(dict.fromkeys(flags)), scope="given this proposal")
+
+    def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
+        """log Z against another SMC run up the explorer's ladder, as in mixture-is; none where the draws were the user's."""
+        verdicts = []
+        for r, draws in enumerate(replicates):
+            own = replace(run, stream=run.stream.child("second look", r))
+            way = self.ways[r % len(self.ways)] if self.ways else None
+            smc = None if way is None else way.explorer.again(target, way.seen, POWER, own)
+            verdicts.append(compared(log_z(draws), smc, run.starts.modes is not None))
+        return verdicts
+
+    # ---- fitting ----
+
+    def _fitted(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Climbed | None]:
+        way = None
+        if data is None:
+            explorer = self._explorer(target, run)
+            way = Climbed(explorer, explorer(target, run))
+            x, log_w, group = way.seen.x, None, torch.arange(len(way.seen.x), device=way.seen.x.device) % explorer.particles
+        else:
+            x, log_w, group = given(data, target, run)
+        pool, map = whitened_pool(target, x, log_w, group, run)
+        return self.learned(target, pool, map, run), None if way is None else Climbed(way.explorer, way.seen._replace(x=way.seen.x[:0]))
+
+    def learned(self, target: Target | None, pool: Pool, map: Diagonal | Dense, run: Run) -> ScoreModel:
+        """What a pool teaches; without a target nobody looks at weights."""
+        pool, held = pool.split(run.stream.child("split").rng(run.backend.dtype, run.backend.device))
+        levels = Levels.even(self.schedule, NOISE, pool.low, self.steps - 1).to_data()
+        rule, share = kernels_of(self.rule), self.training.share
+        guide = None
+        if target is not None:
+            guide = Guided(Pullback(target, map), levels, rule, held, run, self.share(target.dim), share)
+        done = teach(pool, held, self.training, run, guide)
+        run.notes.extend(note for note in done.notes if note not in run.notes)
+        rng = run.stream.child("calibration").rng(run.backend.dtype, run.backend.device)
+        reverse = Reverse(done.net, levels, rule).calibrated(held.z, rng, not done.net.full)
+        assert reverse.spread is not None
+        return ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks)
+
+    def _explorer(self, target: Target, run: Run) -> Explorer:
+        """The explorer, with no more particles than the budget has room for: a climb of few tells how many levels there are."""
+        e, limit = self.explorer or by_dimension(target.dim), run.budget.evaluations
+        if limit is None:
+            return e
+        scout = replace(e, particles=SCOUTS, rounds=0)(target, replace(run, stream=run.stream.child("scouts")))
+        levels = GUESS if scout.ladder is None else len(scout.ladder.beta) + 1
+        each = (levels + e.rounds) * (1 + e.moves * e.L)
+        left = POOL_SHARE * (limit - run.reserve - run.ledger.total)
+        return replace(e, particles=max(min(e.particles, int(left) // each), SCOUTS))
+
+    def share(self, dim: int) -> float:
+        """Of defensive paths: none where there are no kernels to go back by, nor weights."""
+        if not self.weighted or kernels_of(self.rule) is not self.rule:
+            return 0.0
+        return self.defense if self.defense is not None else 0.1 if dim <= DEFENDED_UP_TO else 0.0
+
+    # ---- drawing ----
+
+    def _weighted(self, target: Target, model: ScoreModel, n: int, run: Run, r: int) -> tuple[Tensor, Tensor, Tensor, list[Flag]]:
+        """x (n, dim), log_prob (n,) and log-weight (n,) of n draws; fewer where the run must stop. Raises PositiveInfinityError."""
+        parts, why = [], None
+        for i, at in enumerate(range(0, n, AT_ONCE)):
+            rng = run.stream.child("paths", r, i).rng(run.backend.dtype, run.backend.device)
+            path = self._paths(model, min(AT_ONCE, n - at), rng)
+            x, log_det = model.map.push(path.z)
+            parts.append((x, log_p := target.log_prob(x).double(), path.log_ratio + log_p + log_det))
+            run.ledger.add("sampling", (len(x), 0))
+            if at + len(x) < n and (why := run.must_stop()) is not None:
+                break
+        x, log_p, log_w = (torch.cat(part) for part in zip(*parts, strict=True))
+        if bool((log_p == torch.inf).any()):
+            raise PositiveInfinityError.at(x[log_p == torch.inf][0])
+        undefined = torch.isnan(log_p)
+        flags = [*nan_flags(int(undefined.sum()), len(x), "draws, given weight 0")]
+        flags += [] if why is None else [flag(why, detail=f"{len(x)} of {n} draws")]
+        if isinstance(paths := model.reverse, Flowing):
+            flags += paths.doubts(target.dim, run.stream.child("doubts", r).rng(run.backend.dtype, run.backend.device))
+        return x, log_p, torch.where(undefined, -torch.inf, log_w), flags
+
+    def _paths(self, model: ScoreModel, n: int, rng: Rng) -> Defended:
+        paths = model.reverse
+        if not isinstance(paths, Reverse):
+            return Defended(*paths.draw(n, model.net.dim, rng))
+        return defended(paths, n, self.share(model.net.dim), rng, model.net.dim)
+
+
+def on(model: ScoreModel, target: Target, run: Run) -> ScoreModel:
+    """The model on the run's device and with its map in the run's dtype. Raises ShapeError."""
+    if model.net.dim != target.dim:
+        raise ShapeError(f"the model has {model.net.dim} dimensions and the target {target.dim}; wanted the same")
+    d, t = run.backend.device, run.backend.dtype
+    m = model.map
+    map = Diagonal(m.m.to(d, t), m.s.to(d, t)) if isinstance(m, Diagonal) else Dense(m.m.to(d, t), m.L.to(d, t))
+    return replace(model, map=map, net=model.net.to(d), spread=model.spread.to(d))
