@@ -44,7 +44,7 @@ from tests.small import SMALL, normal
 BY_NAME = {t.problem: t for t in TRIALS}
 UNTRAINED_METHODS = [*(m for m in METHODS if not trains(m)), "importance"]
 DEAR = {"smc", "tempering"}  # heard on the near mixture alone
-WEAK = {"ais", *(name for name, line in METHODS.items() if line.promise == "approximate")}  # flagged, rightly, where a small court wants quiet
+WEAK = {"ais", *(name for name, line in METHODS.items() if line.promise == "approximate")}  # rightly flagged where quiet is wanted
 SMALL_COURT = [
     replace(t, n=min(t.n, 8_000))
     for t in cases([m for m in UNTRAINED_METHODS if m not in WEAK], ["gaussian-corr-d10", "two-modes-near"])
