@@ -184,11 +184,6 @@ def trains(name: str) -> bool:
     return name != "importance" and (name in FITS_ONE_BY_ONE or method(name).make.learns)
 
 
-def approximate(name: str) -> bool:
-    """Whether a method's draws have a bias that no bar covers: then they are flagged on easy problems too."""
-    return name != "importance" and method(name).promise == "approximate"
-
-
 def cases(
     names: Iterable[str] | None = None, problems: Iterable[str] | None = None, scopes: Sequence[str] = (UNTRAINED, GIVEN)
 ) -> list[Trial]:
@@ -205,7 +200,7 @@ def variants(t: Trial) -> list[Trial]:
     if t.method == "importance" and (t.problem in NO_PROPOSAL or problem(t.problem).exact_sampler is None):
         return []
     own = replace(t, scope=GIVEN if trains(t.method) else UNTRAINED)
-    own = replace(own, n=min(DRAWS.get(t.method, 1) * own.n, MOST.get(t.method, 10**9)), easy=t.easy and not approximate(t.method))
+    own = replace(own, n=min(DRAWS.get(t.method, 1) * own.n, MOST.get(t.method, 10**9)))
     found = [own]
     if t.problem in WITNESSLESS:
         found.append(replace(own, witness=False, loud=(ALL,)))
