@@ -55,6 +55,7 @@ storage
 run imitation
 screen
 figures
+path_plots
 plots
 report
 demo

@@ -18,6 +18,7 @@ arXiv:2011.13456; He et al. (2025), arXiv:2502.06685 (tempering, then diffusion)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple, Self
 
@@ -42,7 +43,7 @@ from boltzsample.schedules import VE, Levels, Schedule
 from boltzsample.scores.model import ScoreModel, Way, kernels_of
 from boltzsample.scores.pool import Pool
 from boltzsample.scores.training import ScoreTraining, teach
-from boltzsample.streams import Rng
+from boltzsample.streams import Rng, Stream
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
@@ -50,6 +51,19 @@ AT_ONCE = 10_000  # draws
 POOL_SHARE = 0.5  # of the budget
 SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be shared out; its levels, where it does not arrive
 DEFENDED_UP_TO = 8  # dimensions; beyond, a wide law hardly ever meets the target
+
+
+class Bounds(NamedTuple):
+    """E_q log w <= log Z <= E_(pi prod b) log w, and their standard errors."""
+
+    elbo: float
+    elbo_stderr: float
+    eubo: float
+    eubo_stderr: float
+
+    @property
+    def gap(self) -> float:
+        return self.eubo - self.elbo
 
 
 class Climbed(NamedTuple):
@@ -123,6 +137,20 @@ class Diffusion(Sampler):
             smc = None if way is None else way.explorer.again(target, way.seen, POWER, own)
             verdicts.append(compared(log_z(draws), smc, run.starts.modes is not None))
         return verdicts
+
+    def bounds(self, target: Target, draws: Tensor, seed: int = 0) -> Bounds:
+        """The path ELBO and EUBO of the (first) model, log Z between them, from as many paths as there are independent `draws` (n, dim) of
+        the target. Paths of kernels only, without defensive ones. Asks log_prob twice for each draw. Raises ValueError."""
+        if not self.models or not isinstance(reverse := self.models[0].reverse, Reverse):
+            raise ValueError("bounds take a fitted sampler whose rule is one of kernels, such as Ancestral(): fit one by bz.sample")
+        map, rng = self.models[0].map, Stream(seed).child("bounds").rng(draws.dtype, draws.device)
+        view = Pullback(target, map)
+        with torch.no_grad():
+            path = reverse.draw(len(draws), draws.shape[1], rng)
+            lower = path.log_ratio + view.log_prob(path.x)
+            z = map.pull(draws)
+            upper = reverse.back(z, rng).log_ratio + view.log_prob(z)
+        return Bounds(*(float(v) for log_w in (lower, upper) for v in (log_w.mean(), log_w.std() / math.sqrt(len(log_w)))))
 
     # ---- fitting ----
 

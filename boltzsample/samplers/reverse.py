@@ -217,6 +217,14 @@ class Reverse:
         """Backward paths from x (n, dim): their starts and the same log-ratio."""
         return joined([self._back(part, rng) for part in x.split(AT_ONCE)])
 
+    def trail(self, n: int, dim: int, rng: Rng) -> Tensor:
+        """All places (kernels + 1, n, dim) of n paths, in units of x / alpha."""
+        x, places, per = self.start(n, dim, rng).draw(rng), [], self.rule.kernels
+        for k in range(self.kernels):
+            places.append(x / self.levels.alpha[(k + per - 1) // per].to(x))
+            x = self.forward(k, x).draw(rng)
+        return torch.stack([*places, x / self.levels.alpha[-1].to(x)])
+
     def _draw(self, n: int, dim: int, rng: Rng) -> Path:
         start = self.start(n, dim, rng)
         x = start.draw(rng)
