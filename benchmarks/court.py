@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ import torch
 
 from benchmarks.court_cases import COSTS, END_TO_END, GIVEN, TRIALS, UNTRAINED, Trial, cases, measured_costs, shard, trains
 from benchmarks.court_controls import REPEATS, hearings, outcomes
-from benchmarks.court_runs import Docket, append, here, read
+from benchmarks.court_runs import Adjourned, Docket, append, here, read
 from benchmarks.court_table import Ruling, court, rulings, tables
 from benchmarks.ledger import Record
 from benchmarks.mutants import part
@@ -82,18 +83,27 @@ def run(args: argparse.Namespace) -> int:
         print(tables(found, args.all))
         return int(found.broken > 0)
     torch.set_num_threads(1)
-    docket, began, lines = Docket(args.out), time.monotonic(), []
-    mine = shard(chosen(args), *args.shard)
-    for number, trial in enumerate(mine, 1):
-        say_progress(began, number, len(mine), trial, f"about {trial.cost * args.replicates:.0f} s")
-        decided, found_here = hear(trial, args.replicates, args.seed, docket)
-        say_progress(began, number, len(mine), trial, told(decided))
-        lines += found_here
-    lines += controls(args, docket)
-    heard = court(lines)
+    began = time.monotonic()
+    try:
+        heard = court(sitting(args, Docket(args.out, args.seconds), began))
+    except Adjourned:
+        print(f"adjourned after {time.monotonic() - began:.0f} s; the same line goes on from here", file=sys.stderr)
+        return 75
     print(tables(heard, args.all))
     print(f"\n{time.monotonic() - began:.0f} s")
     return int(heard.broken > 0)
+
+
+def sitting(args: argparse.Namespace, docket: Docket, began: float) -> list[Record]:
+    """The lines of all cases asked for, and of the controls. Raises Adjourned."""
+    lines: list[Record] = []
+    mine = shard(chosen(args), *args.shard)
+    for number, trial in enumerate(mine, 1):
+        say_progress(began, number, len(mine), trial, f"about {trial.cost * args.replicates:.0f} s")
+        decided, found = hear(trial, args.replicates, args.seed, docket)
+        say_progress(began, number, len(mine), trial, told(decided))
+        lines += found
+    return lines + controls(args, docket)
 
 
 def controls(args: argparse.Namespace, docket: Docket) -> list[Record]:
@@ -127,6 +137,7 @@ def add_command(commands: Any) -> None:
         "--end-to-end", action="store_true", help="whole runs of the methods that train, on three problems; use --replicates 20"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no batch after so many; exit code 75 where some are left")
     for name in ("chains", "n", "warmup", "thin"):
         parser.add_argument(f"--{name}", type=int, help="instead of the case's own")
     parser.add_argument("--costs", type=Path, nargs="+", metavar="FILE", help=f"write {COSTS.name} from the lines of these files")

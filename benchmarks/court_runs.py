@@ -7,7 +7,9 @@ same commit and version of the court) is read, not run again.
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +36,7 @@ def batches(trial: Trial, replicates: int, seed: int) -> list[tuple[int, int]]:
 
 def results(trial: Trial, own: int, size: int) -> tuple[bz.Result, ...]:
     """Independent runs made in one call; of a method that trains, runs of one trained proposal, or the whole run with its training."""
-    target, sampler = problem(trial.problem).target, trial.sampler
+    target, sampler = trial.target, trial.sampler
     settings: dict[str, Any] = {"seed": own, "starts": trial.starts, "progress": False}
     if trial.is_trained and trial.scope != END_TO_END:
         sampler = bz.sample(target, sampler, n=trial.chains, witness=False, **settings).sampler
@@ -45,8 +47,7 @@ def results(trial: Trial, own: int, size: int) -> tuple[bz.Result, ...]:
 
 def records(trial: Trial, own: int, size: int) -> list[Record]:
     """One record a replicate and functional; one that holds the error, where a run raised one."""
-    p = problem(trial.problem)
-    asked = questions(p, trial.sampler.log_z)
+    asked = questions(problem(trial.problem), trial.sampler.log_z)
     try:
         found = results(trial, own, size)
     except Exception as error:
@@ -93,22 +94,28 @@ def here() -> Record:
 NUMBERS = ("est", "se", "df", "lo", "hi", "truth", "truth_se")
 
 
-class Docket:
-    """The lines of a court: kept in memory, and in a file where one is given."""
+class Adjourned(Exception):
+    """The time is up; the file has what was heard until then."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+
+class Docket:
+    """The lines of a court: kept in memory, and in a file where one is given. No batch is begun after `seconds`."""
+
+    def __init__(self, path: Path | None = None, seconds: float = math.inf) -> None:
+        self.path, self.until = path, time.monotonic() + seconds
         self.known: dict[tuple[Any, ...], list[Record]] = {}
         for r in read([path] if path else []):
             if r.get("court_version") == VERSION and r.get("commit") == here()["commit"] and r["status"] != "error":
                 self.known.setdefault(_key(r), []).append(r)
 
     def hear(self, trial: Trial, replicates: int, seed: int, hearing: int) -> Iterator[list[Record]]:
-        """The records of each batch of a case, run where the file lacks them."""
+        """The records of each batch of a case, run where the file lacks them. Raises Adjourned."""
         for own, size in batches(trial, replicates, seed + (hearing > 1) * SECOND):
             key = (trial.name, trial.settings, hearing, own)
             kept = self.known.get(key, [])
             if not _whole(kept, size):
+                if time.monotonic() > self.until:
+                    raise Adjourned
                 kept = [{**here(), **r, "hearing": hearing} for r in records(trial, own, size)]
                 append(self.path, kept)
                 self.known[key] = kept

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from boltzsample.samplers.latent import LatentMCMC
     from boltzsample.samplers.mcmc import MCMC
     from boltzsample.samplers.mixture_is import MixtureIS
+    from boltzsample.samplers.posterior import Inner
+    from boltzsample.samplers.rdmc import RDMC
     from boltzsample.samplers.sampler import Budget
+    from boltzsample.samplers.slips import SLIPS
     from boltzsample.samplers.smc import SMC
     from boltzsample.samplers.tempering import Tempering
     from boltzsample.storage import load
@@ -61,6 +64,9 @@ _HOME = {
     "MCMC": "samplers.mcmc",
     "MixtureIS": "samplers.mixture_is",
     "Budget": "samplers.sampler",
+    "Inner": "samplers.posterior",
+    "RDMC": "samplers.rdmc",
+    "SLIPS": "samplers.slips",
     "SMC": "samplers.smc",
     "Tempering": "samplers.tempering",
     "load": "storage",
@@ -73,10 +79,10 @@ _HOME = {
 }
 
 __all__ = [
-    "AIS", "HMC", "MALA", "MCMC", "SMC", "ULA", "Budget", "Constrained", "Diffusion", "Draws", "Estimate", "Flag", "FlowIS", "LatentMCMC",
-    "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "Tempering", "from_jax",
-    "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "imitate", "importance", "load", "log_prob_and_grad", "result",
-    "sample",
+    "AIS", "HMC", "MALA", "MCMC", "RDMC", "SLIPS", "SMC", "ULA", "Budget", "Constrained", "Diffusion", "Draws", "Estimate",
+    "Flag", "FlowIS", "Inner", "LatentMCMC", "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result",
+    "Status", "Target", "Tempered", "Tempering", "from_jax", "from_log_prob", "from_numpy", "from_pyro",
+    "from_torch_distribution", "imitate", "importance", "load", "log_prob_and_grad", "result", "sample",
 ]  # fmt: skip
 
 

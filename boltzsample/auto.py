@@ -54,6 +54,7 @@ GOOD = Grade(0.25, 0.3)  # fit for error bars
 FAIR, POOR = Grade(0.1, 0.45), Grade(0.1, 0.7)  # where chains are no way out: with one mode, among several
 CLOSE = Grade(0.5, 1.0)  # among several modes: a flow would take millions of evaluations to do better
 TRIAL = 16  # draws a chain
+TRIAL_COST = 2_000_000  # evaluations, warm-up included: chains that need more are no bargain beside a flow
 
 
 class Choice(NamedTuple):
@@ -124,10 +125,14 @@ def _choose(target: Target, run: Run) -> Choice:
 
 
 def _agreeing(target: Target, run: Run) -> MCMC | None:
-    """Fitted chains, if a few draws of them from dispersed starts give no reason not to trust them."""
-    fitted = MCMC().fit(target, run)
-    trial = fitted.sample(target, TRIAL * fitted.chains, run)
-    bad = [f for f in (*trial.flags, *expectation(trial.x, trial).flags) if f.status is Status.UNTRUSTED or f.code == "DIVERGENCES"]
+    """Fitted chains, if a few draws of them from dispersed starts give no reason not to trust them, and they were made at the price."""
+    limit = run.ledger.total + TRIAL_COST
+    capped = replace(run.budget, evaluations=min(limit, run.budget.evaluations or limit))
+    own = replace(run, budget=capped, notes=[])
+    fitted = MCMC().fit(target, own)
+    trial = fitted.sample(target, TRIAL * fitted.chains, own)
+    found = (*own.notes, *trial.flags, *expectation(trial.x, trial).flags)
+    bad = [f for f in found if f.status is Status.UNTRUSTED or f.code in ("DIVERGENCES", "STOPPED_EARLY")]
     return None if bad else fitted
 
 

@@ -66,6 +66,12 @@ class InitFailed(BoltzsampleError, ValueError):
         self.rows = rows
 
 
+class ImproperSuspected(BoltzsampleError, ValueError):
+    """The density seems to have no finite integral, and no check of its gradient can be passed either."""
+
+    code = "IMPROPER_SUSPECTED"
+
+
 class PyroModelError(BoltzsampleError, ValueError):
     """A Pyro model with sites that cannot be sampled as one continuous density."""
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from boltzsample.backend import Backend
-from boltzsample.errors import InitFailed, ShapeError
+from boltzsample.errors import GradMismatchError, ImproperSuspected, InitFailed, ShapeError
+from boltzsample.improper import improper_flags
 from boltzsample.preflight import check_gradient, check_interface
 from boltzsample.samplers.sampler import Budget, Ledger
 from boltzsample.samplers.starts import Starts, user_starts
@@ -39,9 +40,24 @@ def locate(
     if given is None or (witness and affordable):
         source = _searched(target, source, known, backend, stream, ledger)
     if seen.has_gradient:
-        checked = check_gradient(target, _some_starts(source, given))
-        ledger.add("preflight", (checked.log_prob_rows, checked.grad_rows))
+        _check_gradient(target, source, given, backend, stream, ledger)
     return source
+
+
+def _check_gradient(target: Target, source: Starts, given: Tensor | None, backend: Backend, stream: Stream, ledger: Ledger) -> None:
+    """Raises GradMismatchError; ImproperSuspected where the points are ones that a density with no finite integral drew the search to, as
+    the pole of 1/x, where nothing agrees with differences."""
+    try:
+        checked = check_gradient(target, _some_starts(source, given))
+    except GradMismatchError as error:
+        improper = improper_flags(target, source, backend, stream, ledger)
+        if not improper:
+            raise
+        raise ImproperSuspected(
+            f"{improper[0].detail}, and a density with a finite integral falls faster than 1/r (where the search for starts ended, its "
+            "gradient does not agree with differences of log_prob, either); add the prior or the bound that makes it a density"
+        ) from error
+    ledger.add("preflight", (checked.log_prob_rows, checked.grad_rows))
 
 
 def _searched(target: Target, source: Starts, modes: Tensor | None, backend: Backend, stream: Stream, ledger: Ledger) -> Starts:

@@ -38,8 +38,9 @@ def summary_dict(result: Result) -> dict[str, Any]:
         "replicates": len(result.replicates),
         "scope": result.draws.scope,
         "weighted": result.draws.log_weight is not None,
+        "independent": _independent(result),
         "coordinates": rows,
-        "rhat_note": numbers.rhat_note,
+        "rhat_note": "" if _independent(result) else numbers.rhat_note,
         "error_bars": result.means.method,
         "acceptance": result.draws.acceptance,
         "log_z": _log_z(result.log_z()),
@@ -48,6 +49,11 @@ def summary_dict(result: Result) -> dict[str, Any]:
         "witnesses": list(result.draws.witnesses),
         "checks": _checks(result, rows),
     }
+
+
+def _independent(result: Result) -> bool:
+    """Whether the draws are independent ones with weights: then nothing is asked that only chains can answer."""
+    return result.draws.log_weight is not None and result.draws.x.shape[1] == 1
 
 
 def _flag_entry(f: Flag, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -103,11 +109,16 @@ def _json(value: float | None) -> float | None:
 
 
 class Check(NamedTuple):
-    """A kind of trouble, the codes that report it, and why it could not be looked for ("" where it could)."""
+    """A kind of trouble, the codes that report it, and why it could not be looked for ("" where it could). `of`: the draws that can
+    have it, "chains" or "weights"; "" for all."""
 
     name: str
     codes: tuple[str, ...]
     not_checked: Callable[[Result, list[dict[str, Any]]], str]
+    of: str = ""
+
+    def concerns(self, result: Result) -> bool:
+        return {"chains": not _independent(result), "weights": result.draws.log_weight is not None}.get(self.of, True)
 
 
 def _no_rhat(result: Result, rows: list[dict[str, Any]]) -> str:
@@ -140,12 +151,13 @@ def _never(result: Result, rows: list[dict[str, Any]]) -> str:
 
 
 CHECKS = (
-    Check("R-hat", ("RHAT",), _no_rhat),
-    Check("nested R-hat", ("NESTED_RHAT",), _no_nested),
-    Check("drift between halves", ("DRIFT",), _one_draw),
-    Check("memory of the starts", ("START_MEMORY",), _no_starts),
-    Check("stuck chains", ("STUCK_CHAIN",), _one_draw),
+    Check("R-hat", ("RHAT",), _no_rhat, "chains"),
+    Check("nested R-hat", ("NESTED_RHAT",), _no_nested, "chains"),
+    Check("drift between halves", ("DRIFT",), _one_draw, "chains"),
+    Check("memory of the starts", ("START_MEMORY",), _no_starts, "chains"),
+    Check("stuck chains", ("STUCK_CHAIN",), _one_draw, "chains"),
     Check("effective sample size", ("ESS_LOW", "TAIL_ESS_LOW", "TAU_UNRESOLVED", "FEW_UNITS", "ONE_UNIT"), _never),
+    Check("tails of the weights", ("KHAT_W", "CONCENTRATION", "FEW_ANCESTORS"), _never, "weights"),
     Check("heavy tails", ("HEAVY_F", "KHAT_F"), _never),
     Check("NaN in log_prob", ("NAN_EVAL",), _not_our_run),
     Check("missing modes", ("WITNESS_CONFLICT", "SAME_STARTS"), _no_witness),
@@ -155,6 +167,7 @@ CHECKS = (
 def _checks(result: Result, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """{"passed": names, "found": names, "not_checked": {name: why}}."""
     codes = {f.code for f in result.flags}
-    found = [c.name for c in CHECKS if codes & set(c.codes)]
-    blind = {c.name: why for c in CHECKS if c.name not in found and (why := c.not_checked(result, rows))}
-    return {"passed": [c.name for c in CHECKS if c.name not in found and c.name not in blind], "found": found, "not_checked": blind}
+    asked = [c for c in CHECKS if c.concerns(result)]
+    found = [c.name for c in asked if codes & set(c.codes)]
+    blind = {c.name: why for c in asked if c.name not in found and (why := c.not_checked(result, rows))}
+    return {"passed": [c.name for c in asked if c.name not in found and c.name not in blind], "found": found, "not_checked": blind}

@@ -38,10 +38,11 @@ def _flag_text(f: dict[str, Any]) -> str:
 
 
 def _heading(s: dict[str, Any]) -> str:
-    chains, each = s["chains"], s["draws_per_chain"]
-    shape = f"{chains:,} chains x {each:,}" + (", weighted" if s["weighted"] else "")
+    units, each = s["chains"], s["draws_per_chain"]
+    shape = "independent" if s["independent"] else f"{units:,} chains x {each:,}"
+    shape += ", weighted" if s["weighted"] else ""
     replicates = f", {s['replicates']} replicates" if s["replicates"] else ""
-    return f"\n{s['method']}: {chains * each:,} draws ({shape}{replicates}); error bars {s['error_bars']}, {s['scope']}\n"
+    return f"\n{s['method']}: {units * each:,} draws ({shape}{replicates}); error bars {s['error_bars']}, {s['scope']}\n"
 
 
 def _table(rows: list[dict[str, Any]], rhat_note: str) -> list[str]:

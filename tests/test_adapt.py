@@ -76,6 +76,15 @@ def test_nan_counts_as_rejection_and_never_stays(harmonic: bool) -> None:
     assert float(tuner.h) > 1  # it recovers
 
 
+def test_a_third_outside_a_hard_edge_lets_the_steps_grow_where_as_many_errors_shrink_them() -> None:
+    start = DualAveraging.start(torch.ones(1, 1, dtype=torch.float64))
+    accept = torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64)
+    told, untold = start.update(accept, 0.651, True, accept == 0), start.update(accept, 0.651, True)
+    assert float(told.h) > 3.0 > float(untold.h)  # 3: where the tuner is drawn to
+    all_out = torch.zeros_like(accept)
+    assert float(start.update(all_out, 0.651, True, all_out == 0).h) < 3.0
+
+
 @pytest.mark.parametrize("strange", [torch.inf, -torch.inf, -1.0, 2.0])
 def test_other_numbers_that_are_no_probabilities(strange: float) -> None:
     tuner = DualAveraging.start(torch.ones(1, 1, dtype=torch.float64)).update(torch.full((1, 4), strange), 0.6, True)

@@ -117,7 +117,7 @@ def test_shaped_laws_agree_with_torch_plus_jacobian(name: str) -> None:
 
 def test_a_law_follows_dtype_and_is_copied() -> None:
     mean = torch.zeros(2)
-    law = D.MultivariateNormal(mean, torch.eye(2))
+    law = D.MultivariateNormal(mean, torch.eye(2), validate_args=True)
     target = bz.from_torch_distribution(law)
     for dtype in (F64, torch.float32):
         assert target.log_prob(torch.ones(3, 2, dtype=dtype)).dtype == dtype

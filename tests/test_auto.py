@@ -6,7 +6,13 @@ import pytest
 import torch
 
 import boltzsample as bz
+from boltzsample.auto import _agreeing
+from boltzsample.backend import Backend
+from boltzsample.progress import Interrupt, Progress
 from boltzsample.samplers.bridged import BridgedMCMC
+from boltzsample.samplers.sampler import Budget, Ledger, Run
+from boltzsample.samplers.wide_source import wide_source
+from boltzsample.streams import Stream
 from targets import problem
 from tests.counted import Counted
 from tests.small import codes, no_gradient
@@ -41,6 +47,14 @@ def test_a_posterior_is_sampled_by_chains_with_a_bridge_to_log_z() -> None:
     assert "bridge sampling" in log_z.method
     z = (r.means.value - p.truth["mean"].value) / (r.means.stderr.square() + p.truth["mean"].stderr.square()).sqrt()
     assert z.abs().max() < 5  # 31 of them: 2e-5
+
+
+def test_a_trial_of_chains_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("boltzsample.auto.TRIAL_COST", 50_000)
+    target = get("cancer").target
+    starts = wide_source(target, Backend(), Stream(0), gradient=True)
+    run = Run(Backend(), Stream(0), starts, Ledger(), Budget(), Progress(False), Interrupt())
+    assert _agreeing(target, run) is None and run.ledger.total < 70_000 and run.notes == []
 
 
 def test_without_a_gradient_it_is_smc() -> None:

@@ -161,15 +161,17 @@ def _small_machine(lanes: int, error: Exception) -> Callable[..., Any]:
 
 
 _advance = chains.advance
-MANY = replace(SMALL, chains=5 * LANE, warmup=20, kernel=bz.MALA())
+# diagonal: a matrix product of all lanes need not round as the products of one lane each (TRUST.md, RNG contract), and the chunk is
+# halved only after the chains are initialized
+MANY = replace(SMALL, chains=5 * LANE, warmup=20, kernel=bz.MALA(), dense=False)
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu"])
 def test_out_of_memory_gives_the_draws_of_a_smaller_chunk(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    by_lane = sample(normal(), MANY, chunk=1, witness=False)
+    by_lane = sample(normal(), MANY, chunk=1, starts=[0.0, 0.0], witness=False)
     monkeypatch.setattr(chains, "advance", _small_machine(1, error))
-    split = sample(normal(), MANY, witness=False)
+    split = sample(normal(), MANY, starts=[0.0, 0.0], witness=False)
     assert torch.equal(split.draws.x, by_lane.draws.x)
     assert "OOM_SPLIT" in codes(split) and "OOM_SPLIT" not in codes(by_lane)
 

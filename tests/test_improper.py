@@ -50,3 +50,15 @@ def test_a_run_on_an_improper_density_is_untrusted_and_counted() -> None:
     r = bz.sample(counted, "mcmc", n=500, seed=0, witness=False)
     assert "IMPROPER_SUSPECTED" in codes(r) and r.status == "untrusted" and r.expectation(lambda x: x[..., 0]).status == "untrusted"
     assert r.evaluations == counted.total
+
+
+def test_one_over_x_is_called_improper_and_not_a_wrong_gradient() -> None:
+    """Its pole draws the search to points where no difference agrees with any gradient."""
+    with pytest.raises(bz.errors.ImproperSuspected, match=r"falls like -1 log r along -?x\[0\]"):
+        bz.sample(control("reciprocal").target, "mcmc", n=500, seed=0)
+
+
+def test_a_wrong_gradient_of_a_density_is_called_that() -> None:
+    halved = bz.from_log_prob(lambda x: -0.5 * x.square().sum(-1), dim=2, grad=lambda x: -0.5 * x)
+    with pytest.raises(bz.errors.GradMismatchError):
+        bz.sample(halved, "mcmc", n=500, seed=0)

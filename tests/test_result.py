@@ -212,10 +212,14 @@ def test_what_the_run_cost() -> None:
 
 def test_questions_under_inference_mode_and_with_gradients() -> None:
     weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    est = Result(run()).expectation(lambda x: x @ weight)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return x @ weight
+
+    est = Result(run()).expectation(f)
     assert not est.value.requires_grad
     with torch.inference_mode():
-        assert torch.equal(Result(run()).expectation(lambda x: x.sum(-1)).value, est.value)
+        assert torch.equal(Result(run()).expectation(f).value, est.value)
 
 
 # ---- the screen ----
@@ -250,6 +254,7 @@ GOLDEN_DICT: dict[str, Any] = {
     "scope": "given this kernel",
     "error_bars": "between 256 chains",
     "weighted": False,
+    "independent": False,
     "coordinates": [
         {
             "name": "a", "status": "ok", "codes": [], "mean": 0.01234, "low": -0.01966, "high": 0.04434, "sd": 1.0031, "ess": 3810.4,
@@ -304,6 +309,15 @@ def test_golden_summary() -> None:
 def test_golden_log_z_is_not_its_error() -> None:
     s = GOLDEN_DICT | {"log_z": {"value": -12.3, "stderr": 0.1, "text": "-12.30 +- 0.20 (95%, ok)", "not_estimated": None}}
     assert "log Z: -12.30 +- 0.20 (95%, ok)" in render(s).splitlines()
+
+
+def test_independent_weighted_draws_are_not_asked_what_only_chains_can_answer() -> None:
+    n = 4_000
+    r = Result(Draws.from_arrays(normal(n, 2), torch.zeros(n), torch.zeros(n)))
+    text = r.summary()
+    assert "4,000 draws (independent, weighted)" in text and "R-hat" not in text and "stuck chains" not in text
+    assert "tails of the weights" in text.split("No problems detected by")[1]
+    assert "tails of the weights" not in Result(run()).summary()
 
 
 def test_the_summary_says_what_the_estimates_say() -> None:

@@ -26,6 +26,7 @@ from boltzsample.kernels.kernel import StepSized
 from boltzsample.maps import Dense, Diagonal
 
 FLOOR = 0.1  # one chain in a bad place must not stop all others: its acceptance counts as at least this
+EDGE = 0.5  # what a trajectory that left the support counts as: at the acceptance HMC aims at, half of them may
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,15 @@ class DualAveraging:
         log_h = h.log()
         return DualAveraging(log_h, log_h, log_h + torch.log(torch.tensor(3.0, dtype=h.dtype)), torch.zeros_like(h))
 
-    def update(self, accept_prob: Tensor, target: float, harmonic: bool) -> DualAveraging:
-        """After one transition with acceptance probabilities (replicates, chains). Constants of Hoffman & Gelman (2014)."""
+    def update(self, accept_prob: Tensor, target: float, harmonic: bool, outside: Tensor | None = None) -> DualAveraging:
+        """After one transition with acceptance probabilities (replicates, chains). Constants of Hoffman & Gelman (2014).
+
+        outside: which chains were rejected at a hard edge of the support. That says nothing of the integrator, and smaller steps
+        hardly mend it; counted as errors they would shrink the trajectories until almost none leaves a thin skin.
+        """
         a = torch.nan_to_num(accept_prob, nan=0.0).clamp(FLOOR if harmonic else 0.0, 1.0)
+        if harmonic and outside is not None:
+            a = torch.where(outside, EDGE, a)
         pooled = 1 / (1 / a).mean(-1, keepdim=True) if harmonic else a.mean(-1, keepdim=True)
         t = self.t + 1
         gap = self.gap + (target - pooled - self.gap) / (t + 10)

@@ -39,7 +39,7 @@ FIT_PARTICLES = 128  # an ensemble: half of what is reported, or less
 FEWEST = 8
 SETTLE = 8  # rounds of moves at the top
 WALK = 10  # a random walk makes as many times the moves
-AT_ONCE = 2**21  # numbers in the positions of replicates that climb together
+AT_ONCE = 2**17  # numbers in the positions of replicates that climb together: more would leave the cache and take twice as long
 
 
 @dataclass(frozen=True, eq=False)

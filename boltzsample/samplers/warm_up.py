@@ -86,8 +86,12 @@ def _window(
     tuner = DualAveraging.start(h)
     moments = Moments.start(chains.state.x, dense and chains.state.x.shape[1] * steps > 20 * chains.state.x.shape[-1])
     chains.retune(with_step(kernel, tuner.h))
+    diverged = chains.meter.divergent
     for i, path in enumerate(paths):
-        tuner = tuner.update(path.accept_prob[0], kernel.target_accept, harmonic=kernel.price[1] > 0)
+        accept, outside = path.accept_prob[0], None
+        if isinstance(kernel, HMC):  # which tells what flew off from what left the support
+            outside, diverged = (accept == 0) & (chains.meter.divergent == diverged), chains.meter.divergent
+        tuner = tuner.update(accept, kernel.target_accept, harmonic=kernel.price[1] > 0, outside=outside)
         chains.retune(with_step(kernel, tuner.h))
         if i >= steps // 2:
             moments = moments.update(chains.state.x)
