@@ -21,6 +21,7 @@ from benchmarks.ledger import Record
 from boltzsample.registry import METHODS, method
 from boltzsample.samplers.importance import Importance
 from boltzsample.samplers.sampler import Sampler
+from boltzsample.scores.training import ScoreTraining
 from targets import problem
 
 ALL = "*"
@@ -183,6 +184,7 @@ SMALL: dict[str, Callable[[Trial], Sampler]] = {
     "smc": lambda t: _with("smc", particles=64, moves=3 if t.heavy else 1),  # of the first pass: the second has as many as n asks for
     "ais": lambda t: _with("ais", ensembles=8, particles=32),
     "tempering": lambda t: _with("tempering", ladders=16, warmup=t.warmup),
+    "diffusion": lambda t: bz.Diffusion(steps=32, training=ScoreTraining(steps=300, rounds=2)),
 }
 DRAWS = {"importance": 10}  # times the trial's n: draws of a proposal cost little
 MOST = {"smc": 2_400, "ais": 1_600, "tempering": 3_200}  # these cost much

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.mutants_diffusion import PLANTED
+
 ROOT = Path(__file__).parent.parent
 COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
 INDEPENDENT, ANNEALING, FLOWS = "tests/test_independent.py", "tests/test_annealing.py", "tests/test_flow_samplers.py"
@@ -173,6 +175,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("log Z: draws of weight 0 left out of n", "estimates/evidence.py", "    m = len(each)\n    whole", "    each = each[each.isfinite()]\n    m = len(each)\n    whole", (WEIGHTED,)),
     Mutant("starts: all chains share one", "samplers/starts.py", "return index // SUPERCHAIN if chains >= 4 * SUPERCHAIN else index", "return 0 * index", ("tests/test_starts.py",)),
     Mutant("weighted mean about an unweighted centre", "estimates/columns.py", "return torch.softmax(draws.log_weight.detach()", "return torch.softmax(0 * draws.log_weight.detach()", (WEIGHTED,)),
+    *(Mutant(*planted) for planted in PLANTED),
 )
 
 
