@@ -51,7 +51,7 @@ def test_log_z_and_means_are_right_at_any_step(K: int, exact: MixtureDenoiser, r
 
 @pytest.mark.parametrize("rule", [*RULES[:4], Corrected(Exponential(), 0.02)], ids=str)
 def test_fine_steps_leave_nearly_equal_weights(rule: Rule) -> None:
-    """600 levels of a VP process, where alpha matters: rules without S lose d/4 (log SNR range)^2 / K = .18 nats to its variance, no more."""
+    """600 levels of a VP process, where alpha matters: without S a rule loses d/4 (range of log SNR)^2 / K = .18 nats."""
     levels = Levels.even(VP(scale=2.0), 30.0, 0.02, 600).to_data()
     assert ess(weights(skew(), Reverse(skew(), levels, rule), 1000)[1]) > 0.8
 
