@@ -74,7 +74,7 @@ def measure(job: Job) -> ledger.Record:
     if p.exact_sampler is not None:
         for K in LEVELS:
             found |= walked(p, model, K, job.seed)
-    if (modes := p.truth.get("mode_weights")) is not None:
+    if (modes := p.truth.quantities.get("mode_weights")) is not None:
         w = torch.softmax(r.draws.log_weight.flatten(), 0)
         found["modes"] = int(((w[:, None] * modes.f(r.draws.x[:, 0])).sum(0) > 0).sum())
     spent = {"evaluations": r.evaluations, "core": core, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}

@@ -28,7 +28,7 @@ N = 4000
 def reverse(exact: MixtureDenoiser, K: int, rule: Rule, schedule: Schedule = SCHEDULES[0]) -> Reverse:
     """Calibrated on draws of its own."""
     plain = Reverse(exact, Levels.even(schedule, 5.0, 0.1, K - 1).to_data(), rule)
-    return plain.calibrated(exact.sample(2000, seed=1), Stream(1).rng(), not exact.full)
+    return plain.calibrated(exact.sample(2000, seed=1), Stream(1).rng())
 
 
 def weights(exact: MixtureDenoiser, paths: Reverse, n: int = N) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def test_calibration_mends_a_spread_that_is_wrong() -> None:
 
     levels = Levels.even(VE(1e-3, 1e3), 5.0, 0.1, 15).to_data()
     plain = Reverse(narrow, levels)
-    mended = plain.calibrated(exact.sample(2000, seed=3), Stream(1).rng(), each=False)
+    mended = plain.calibrated(exact.sample(2000, seed=3), Stream(1).rng())
     assert mended.spread is not None and mended.spread.shape == (16, 1) and float(mended.spread[-1]) == pytest.approx(3, rel=0.05)
     assert ess(weights(exact, mended)[1]) > 3 * ess(weights(exact, plain)[1])
 

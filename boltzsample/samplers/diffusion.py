@@ -176,7 +176,7 @@ class Diffusion(Sampler):
         done = teach(pool, held, self.training, run, guide)
         run.notes.extend(note for note in done.notes if note not in run.notes)
         rng = run.stream.child("calibration").rng(run.backend.dtype, run.backend.device)
-        reverse = Reverse(done.net, levels, rule).calibrated(held.z, rng, not done.net.full)
+        reverse = Reverse(done.net, levels, rule).calibrated(held.z, rng)
         assert reverse.spread is not None
         return ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks)
 

@@ -76,7 +76,7 @@ class Guided:
         K = self.levels.steps
         kept = sorted({0, *range(K, 0, -2 if coarse and K >= 32 else -1)})
         levels = Levels(self.levels.alpha[kept], self.levels.sigma[kept])
-        return Reverse(net, levels, self.rule).calibrated(self.held.z, rng, not net.full)
+        return Reverse(net, levels, self.rule).calibrated(self.held.z, rng)
 
 
 def _proper(log_p: Tensor) -> Tensor:
