@@ -13,8 +13,9 @@ from torch import Tensor
 
 import boltzsample as bz
 from boltzsample import errors
+from boltzsample.samplers.annealed_langevin import AnnealedLangevin
 from boltzsample.samplers.probability_flow import ProbabilityFlow
-from boltzsample.samplers.reverse import AnnealedLangevin, Corrected, EulerMaruyama
+from boltzsample.samplers.reverse import Corrected, EulerMaruyama
 from boltzsample.scores.objectives import Denoising
 from boltzsample.scores.training import ScoreTraining
 from tests.small import codes, normal, severity

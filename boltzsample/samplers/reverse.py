@@ -93,7 +93,7 @@ class EulerMaruyama:
 
     def forward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising, spread: Tensor) -> Law:
         a, c = (v.to(x) for v in levels.noising(k))
-        return Gaussian((1 - a.log()) * x + c.square() * _score(levels, k, x, denoiser), spread.to(x) * c)
+        return Gaussian((1 - a.log()) * x + c.square() * score_at(levels, k, x, denoiser), spread.to(x) * c)
 
     def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
         return _noising(levels, k, x)
@@ -107,7 +107,7 @@ class Exponential:
 
     def forward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising, spread: Tensor) -> Law:
         a, c = (v.to(x) for v in levels.noising(k))
-        return Gaussian(x / a + 2 * c.square() / (a * (1 + a)) * _score(levels, k, x, denoiser), spread.to(x) * c / a)
+        return Gaussian(x / a + 2 * c.square() / (a * (1 + a)) * score_at(levels, k, x, denoiser), spread.to(x) * c / a)
 
     def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
         return _noising(levels, k, x)
@@ -132,7 +132,7 @@ class Corrected:
     def _langevin(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
         """Backwards it is the same kernel: Langevin diffusions are reversible."""
         h = self.ratio * levels.sigma[k].square().to(x)
-        return Gaussian(x + h * _score(levels, k, x, denoiser), (2 * h).sqrt())
+        return Gaussian(x + h * score_at(levels, k, x, denoiser), (2 * h).sqrt())
 
 
 def _noising(levels: Levels, k: int, x: Tensor) -> Gaussian:
@@ -145,38 +145,10 @@ def _seen(levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Posterior:
     return denoiser(x / alpha, levels.sigma[k].to(x) / alpha)
 
 
-def _score(levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Tensor:
+def score_at(levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Tensor:
+    """grad log p_k (*batch, dim) at x (*batch, dim) by Tweedie's formula."""
     alpha, sigma = levels.alpha[k].to(x), levels.sigma[k].to(x)
     return (alpha * denoiser(x / alpha, sigma / alpha).mean - x) / sigma.square()
-
-
-@dataclass(frozen=True)
-class AnnealedLangevin:
-    """The sampler of NCSN (Song & Ermon 2019, arXiv:1907.05600, algorithm 1), for comparison: at each level `moves` Langevin steps of
-    h = ratio * sigma^2, at last the denoiser's mean. It needs many levels, and its draws have no weights."""
-
-    moves: int = 5
-    ratio: float = 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class Cooling:
-    """Draws of annealed Langevin dynamics in scaled units, their log-ratio NaN."""
-
-    denoiser: Denoising
-    levels: Levels
-    rule: AnnealedLangevin = AnnealedLangevin()
-
-    def draw(self, n: int, dim: int, rng: Rng) -> Path:
-        start = Reverse(self.denoiser, self.levels).start(n, dim, rng)
-        x, K = start.draw(rng), self.levels.steps
-        for k in range(K):
-            h = self.rule.ratio * self.levels.sigma[k].square().to(x)
-            for _ in range(self.rule.moves):
-                x = x + h * _score(self.levels, k, x, self.denoiser) + (2 * h).sqrt() * rng.normal(n, dim)
-        alpha = self.levels.alpha[K - 1].to(x)
-        x = self.denoiser(x / alpha, self.levels.sigma[K - 1].to(x) / alpha).mean
-        return Path(x, torch.full((n,), math.nan, dtype=torch.float64, device=x.device))
 
 
 @dataclass(frozen=True, eq=False)
