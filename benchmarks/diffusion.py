@@ -71,7 +71,8 @@ def measure(job: Job) -> ledger.Record:
     core, est, model = time.process_time() - began, r.log_z(), r.sampler.models[0]
     assert r.draws.log_weight is not None
     found: dict[str, Any] = {"log_z": float(est.value), "stderr": float(est.stderr), "ess": ess(r.draws.log_weight.flatten())}
-    if p.exact_sampler is not None:
+    found["flow"] = r.sampler.flows[0] is not None
+    if p.exact_sampler is not None and not found["flow"]:
         for K in LEVELS:
             found |= walked(p, model, K, job.seed)
     if (modes := p.truth.quantities.get("mode_weights")) is not None:
@@ -96,11 +97,9 @@ def row(name: str, found: list[ledger.Record]) -> str:
     shares = [100 * float(r["ess"]) for r in found]
     cells = []
     for K in LEVELS:
-        if f"elbo {K}" not in found[0]:
-            cells += ["", ""]
-            continue
-        gaps = [float(r[f"eubo {K}"]) - float(r[f"elbo {K}"]) for r in found]
-        cells += [f"{statistics.fmean(gaps):.3f} ({max(gaps):.3f})", f"{100 * statistics.median(float(r[f'ess {K}']) for r in found):.0f}"]
+        gaps = [float(r[f"eubo {K}"]) - float(r[f"elbo {K}"]) for r in found if f"elbo {K}" in r]
+        paths = [100 * float(r[f"ess {K}"]) for r in found if f"elbo {K}" in r]
+        cells += [f"{statistics.fmean(gaps):.3f} ({max(gaps):.3f})", f"{statistics.median(paths):.0f}"] if gaps else ["", ""]
     modes = str(min(r["modes"] for r in found)) if "modes" in found[0] else ""
     core, rows, memory = ([float(r[key]) for r in found] for key in ("core", "evaluations", "megabytes"))
     bar = statistics.fmean(float(r["stderr"]) for r in found)
