@@ -7,14 +7,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import collapse, court, evidence, flows, kernels, localization, mutants, neutra, posteriors, suite, weights
+from benchmarks import collapse, court, diffusion, evidence, flows, kernels, localization, mutants, neutra, posteriors, suite, weights
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 where everything holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (suite, posteriors, neutra, court, evidence, collapse, weights, localization, mutants, kernels, flows):
+    for module in (suite, posteriors, neutra, court, evidence, collapse, weights, localization, diffusion, mutants, kernels, flows):
         module.add_command(commands)
     args = parser.parse_args(argv)
     run = args.run

@@ -19,6 +19,7 @@ from benchmarks.ledger import Record
 from boltzsample.registry import METHODS, method
 from boltzsample.samplers.importance import Importance
 from boltzsample.samplers.sampler import Sampler
+from boltzsample.scores.training import ScoreTraining
 from targets import problem
 
 ALL = "*"
@@ -167,6 +168,7 @@ SMALL: dict[str, Callable[[Trial], Sampler]] = {
     "tempering": lambda t: _with("tempering", ladders=16, warmup=t.warmup),
     "slips": lambda t: bz.SLIPS(levels=3, inner=bz.Inner(2, 1)),
     "rdmc": lambda t: bz.RDMC(levels=6, inner=bz.Inner(2, 1), start=1),
+    "diffusion": lambda t: bz.Diffusion(steps=32, training=ScoreTraining(steps=300, rounds=2)),
 }
 DRAWS = {"importance": 10}  # times the trial's n: draws of a proposal cost little
 MOST = {"smc": 2_400, "ais": 1_600, "tempering": 3_200, "slips": 1_600, "rdmc": 400}  # these cost much

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.mutants_diffusion import PLANTED
+
 ROOT = Path(__file__).parent.parent
 COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
 INDEPENDENT, ANNEALING, FLOWS = "tests/test_independent.py", "tests/test_annealing.py", "tests/test_flow_samplers.py"
@@ -188,6 +190,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("slips: what was forgotten is not told", "samplers/pool.py", "< least - SLACK", "< least - 1e9", ("tests/test_slips.py",)),
     Mutant("starts: all chains share one", "samplers/starts.py", "return index // SUPERCHAIN if chains >= 4 * SUPERCHAIN else index", "return 0 * index", ("tests/test_starts.py",)),
     Mutant("weighted mean about an unweighted centre", "estimates/columns.py", "return torch.softmax(draws.log_weight.detach()", "return torch.softmax(0 * draws.log_weight.detach()", (WEIGHTED,)),
+    *(Mutant(*planted) for planted in PLANTED),
 )
 
 

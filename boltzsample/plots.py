@@ -29,6 +29,7 @@ from boltzsample.figures import (
     sign,
     titled,
 )
+from boltzsample.path_plots import PATH_KINDS
 from boltzsample.screen import clip
 
 if TYPE_CHECKING:
@@ -45,17 +46,19 @@ def plot(result: Result, kind: str = "marginals", coordinates: Which = None, **k
 
     "trace" and "autocorrelation" show chains, "marginals" histograms with 95% credible intervals, "pair" scatter plots
     (with the density's contours where it has two dimensions), "forest" means and 95% credible intervals side by side
-    (`truth=` (k,) adds ticks). Raises ValueError on an unknown kind or coordinate.
+    (`truth=` (k,) adds ticks). Of a diffusion there are "path", "trajectories" and "training" as well. Raises ValueError on an unknown kind
+    or coordinate.
     """
     import matplotlib
 
-    if kind not in KINDS:
-        raise ValueError(f"there is no plot of kind {kind!r}; choose from {', '.join(KINDS)}")
+    kinds = KINDS | PATH_KINDS
+    if kind not in kinds:
+        raise ValueError(f"there is no plot of kind {kind!r}; choose from {', '.join(kinds)}")
     everything = list(range(len(result.labels)))
-    default = everything if kind == "forest" else everything[: 2 if kind == "pair" else MOST]
+    default = everything if kind == "forest" else everything[: 2 if kind in ("pair", *PATH_KINDS) else MOST]
     chosen = default if coordinates is None else [index_of(result, c) for c in coordinates]
     with matplotlib.rc_context(STYLE):
-        figure = KINDS[kind](result, chosen, **kw)
+        figure = kinds[kind](result, chosen, **kw)
         sign(figure, result)
     return figure
 

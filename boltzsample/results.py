@@ -210,7 +210,7 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         return result_to_arviz(self)
 
     def plot(self, kind: str = "marginals", **kw: Any) -> Figure:
-        """A matplotlib Figure: "trace", "marginals", "pair", "autocorrelation" or "forest"."""
+        """A matplotlib Figure: "trace", "marginals", "pair", "autocorrelation", "forest"; "path", "trajectories", "training"."""
         from boltzsample.plots import plot
 
         return plot(self, kind, **kw)

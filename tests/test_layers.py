@@ -42,7 +42,7 @@ progress
 kernels.kernel kernels.chains kernels.random_walk kernels.langevin kernels.hamiltonian kernels.microcanonical kernels.independent kernels.exchange kernels.adapt
 ascent
 laplace
-samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.with_flow samplers.importance samplers.explore samplers.modes samplers.local samplers.refine samplers.mixture_is samplers.bridged samplers.annealing samplers.cloud samplers.ladder samplers.frozen_smc samplers.smc samplers.ais samplers.replicas samplers.ladder_fit samplers.ladder_trace samplers.tempering samplers.noised samplers.posterior samplers.localized samplers.pool samplers.window samplers.unweighted samplers.localization samplers.walks samplers.slips samplers.rdmc samplers.diffusion samplers.reverse samplers.defended samplers.probability_flow samplers.diffusion_pool samplers.diffusion_guide scores.objectives scores.pool scores.training scores.model scores samplers.controlled samplers.path_weights flows.objectives flows.fab flows.optimizer flows.look flows.training flows.train flows.choose flows
+samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.with_flow samplers.importance samplers.explore samplers.modes samplers.local samplers.refine samplers.mixture_is samplers.bridged samplers.annealing samplers.cloud samplers.ladder samplers.frozen_smc samplers.smc samplers.ais samplers.replicas samplers.ladder_fit samplers.ladder_trace samplers.tempering samplers.noised samplers.posterior samplers.localized samplers.pool samplers.window samplers.unweighted samplers.localization samplers.walks samplers.slips samplers.rdmc samplers.diffusion samplers.reverse samplers.annealed_langevin samplers.defended samplers.probability_flow samplers.diffusion_pool samplers.diffusion_guide samplers.diffusion_latent samplers.path_bounds scores.objectives scores.pool scores.training scores.model scores samplers.controlled samplers.path_weights flows.objectives flows.fab flows.optimizer flows.look flows.training flows.train flows.choose flows
 witnesses
 locate improper
 auto
@@ -55,6 +55,7 @@ storage
 run imitation
 screen
 figures
+path_plots
 plots
 report
 demo

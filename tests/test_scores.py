@@ -38,7 +38,7 @@ def gradient(exact: MixtureDenoiser, x: Tensor) -> Tensor:
 
 def pool(exact: MixtureDenoiser, n: int = 20_000, seed: int = 0) -> Pool:
     x = exact.sample(n, seed)
-    return Pool(x, gradient(exact, x), None, torch.arange(n), LOW, HIGH)
+    return Pool(x, gradient(exact, x), None, None, torch.arange(n), LOW, HIGH)
 
 
 def batch(exact: MixtureDenoiser, n: int, seed: int = 0) -> Batch:
@@ -149,7 +149,7 @@ def test_weighted_draws_teach_the_weighted_law() -> None:
     """Draws of N(0, I) with weights to N((1, 0), I)."""
     x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     settings = ScoreTraining(Denoising(), steps=400, rounds=1, width=32, depth=2, waves=0, lr=5e-3)
-    weighted = Pool(x, None, x[:, 0], torch.arange(len(x)), LOW, HIGH)
+    weighted = Pool(x, None, None, x[:, 0], torch.arange(len(x)), LOW, HIGH)
     done = teach(*weighted.split(Stream(0).rng()), settings, run())
     at, s = torch.tensor([[1.0, 0.0], [3.0, 1.0]]), torch.tensor([1.0, 1.0])
     wanted = (at + torch.tensor([1.0, 0.0])) / 2
@@ -158,7 +158,7 @@ def test_weighted_draws_teach_the_weighted_law() -> None:
 
 def test_groups_are_held_out_whole() -> None:
     x = torch.arange(1000.0)[:, None]
-    p = Pool(x, None, None, torch.arange(1000) % 50, LOW, HIGH)
+    p = Pool(x, None, None, None, torch.arange(1000) % 50, LOW, HIGH)
     train, held = p.split(Stream(0).rng())
     assert len(held.z) == 100 and len(train.z) == 900 and not set(train.group.tolist()) & set(held.group.tolist())
 
@@ -182,7 +182,7 @@ class Content:
 
 
 def test_training_stops_where_nothing_is_to_be_learned_or_the_budget_ends() -> None:
-    normal = Pool(torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)), None, None, torch.arange(4000), LOW, HIGH)
+    normal = Pool(torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)), None, None, None, torch.arange(4000), LOW, HIGH)
     settings = ScoreTraining(Denoising(), steps=30, rounds=4)
     done = teach(*normal.split(Stream(0).rng()), settings, run())
     assert done.looks[-1].steps <= 120 and not done.notes  # of 1200

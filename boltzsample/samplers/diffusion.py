@@ -3,6 +3,7 @@
     pool      particles of an SMC up from the wide base (explore.py), or the user's own draws: wrong masses of far modes do no harm
     score     a denoiser D(z, s) of the noised pool, trained in whitened units z on draws and gradients (scores/), in later rounds on
               its own weighted draws, which unlike particles are independent
+    flow      where weights stay poor all the same (a funnel, say): a flow trained by reverse KL, and all of it in its latent space
     paths     z_0 ~ N(0, 1 + s_0^2) through K levels by kernels N(A z_k + B D, C^2 + B^2 S), S learned, calibrated on held-out draws
     weights   log w = log p(x) - log q(path),     q = .9 q_0 prod_k f_k + .1 t_5 prod_k b_k
 
@@ -18,6 +19,7 @@ arXiv:2011.13456; He et al. (2025), arXiv:2502.06685 (tempering, then diffusion)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple, Self
 
@@ -28,16 +30,21 @@ from boltzsample.draws import Draws
 from boltzsample.errors import PositiveInfinityError, ShapeError
 from boltzsample.estimates.evidence import log_z
 from boltzsample.flags import Flag, flag
+from boltzsample.flows.flow import Flow
 from boltzsample.maps import Dense, Diagonal
+from boltzsample.samplers.annealed_langevin import AnnealedLangevin
 from boltzsample.samplers.defended import Defended, defended
 from boltzsample.samplers.diffusion_guide import Guided
+from boltzsample.samplers.diffusion_latent import latent_run, poor, short
 from boltzsample.samplers.diffusion_pool import NOISE, by_dimension, given, whitened_pool
 from boltzsample.samplers.explore import Explored, Explorer
+from boltzsample.samplers.flow_is import FlowIS
 from boltzsample.samplers.mixture_is import POWER, compared
+from boltzsample.samplers.path_bounds import Bounds, path_bounds
 from boltzsample.samplers.probability_flow import Flowing
-from boltzsample.samplers.reverse import Ancestral, AnnealedLangevin, Reverse
+from boltzsample.samplers.reverse import Ancestral, Reverse
 from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
-from boltzsample.samplers.with_flow import affordable
+from boltzsample.samplers.with_flow import affordable, fitting
 from boltzsample.schedules import VE, Levels, Schedule
 from boltzsample.scores.model import ScoreModel, Way, kernels_of
 from boltzsample.scores.pool import Pool
@@ -63,8 +70,8 @@ class Climbed(NamedTuple):
 class Diffusion(Sampler):
     """Weighted ends of diffusion paths. steps K; rule: the kernels (reverse.py); training: of the denoiser; explorer: of the pool (None: by
     dimension); schedule: the noising process; defense: the share of defensive paths (None: .1, up to eight dimensions);
-    weighted: False for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING). For each replicate `fit` fills
-    `models` and `ways` (of the explorers).
+    weighted: False for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING). flow: whether one may be trained, where
+    weights stay poor, for all to happen in its latent space. For each replicate `fit` fills `models`, `ways` (of the explorers), `flows`.
 
     >>> import boltzsample as bz
     >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 4).square().sum(-1), 0.7 - (x + 4).square().sum(-1)), dim=2)
@@ -82,8 +89,10 @@ class Diffusion(Sampler):
     schedule: Schedule = field(default_factory=VE)
     defense: float | None = None
     weighted: bool = True
+    flow: bool = True
     models: tuple[ScoreModel, ...] = ()
     ways: tuple[Climbed, ...] = field(default=(), repr=False)
+    flows: tuple[Flow | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 2 or not 0 <= (self.defense or 0) < 1:
@@ -92,7 +101,8 @@ class Diffusion(Sampler):
     def fit(self, target: Target, run: Run, data: Draws | None = None) -> Self:
         """A denoiser for each replicate, one after another; `data`: draws to learn from, weighted or not, in place of a pool of its own."""
         found = [self._fitted(target, replace(run.part(r), stream=run.stream.child("diffusion", r)), data) for r in range(run.replicates)]
-        return replace(self, models=tuple(m for m, _ in found), ways=tuple(way for _, way in found if way is not None))
+        models, ways, flows = zip(*found, strict=True)
+        return replace(self, models=models, ways=tuple(way for way in ways if way is not None), flows=flows)
 
     def sample(self, target: Target, n: int, run: Run) -> Draws:
         """n weighted draws a replicate, rounded up to whole tens; every draw is a unit. Raises ValueError where nothing is fitted."""
@@ -103,7 +113,11 @@ class Diffusion(Sampler):
         with run.progress.phase("sampling", run.replicates) as bar:
             for r in range(run.replicates):
                 model = on(self.models[r % len(self.models)], target, run)
-                x, log_p, log_w, more = self._weighted(target, model, n, run, r)
+                view, flow = self._latent(target, run, r)
+                x, log_p, log_w, more = self._weighted(view, model, n, run, r)
+                if flow is not None:
+                    x, log_det = flow.push(x)
+                    log_p = log_p - log_det
                 flags += more
                 parts.append((x, log_p, log_w))
                 bar.update(1, evaluations=run.ledger.total)
@@ -120,13 +134,35 @@ class Diffusion(Sampler):
         for r, draws in enumerate(replicates):
             own = replace(run, stream=run.stream.child("second look", r))
             way = self.ways[r % len(self.ways)] if self.ways else None
-            smc = None if way is None else way.explorer.again(target, way.seen, POWER, own)
+            view, flow = self._latent(target, run, r)
+            own = own if flow is None else latent_run(own, target.dim)
+            smc = None if way is None else way.explorer.again(view, way.seen, POWER, own)
             verdicts.append(compared(log_z(draws), smc, run.starts.modes is not None))
         return verdicts
 
+    def bounds(self, target: Target, draws: Tensor, seed: int = 0) -> Bounds:
+        """The path ELBO and EUBO of the (first) model, log Z between them, from as many paths as there are independent `draws` (n, dim) of
+        the target. Paths of kernels only, without defensive ones. Asks log_prob twice for each draw. Raises ValueError."""
+        if not self.models or not isinstance(reverse := self.models[0].reverse, Reverse):
+            raise ValueError("bounds take a fitted sampler whose rule is one of kernels, such as Ancestral(): fit one by bz.sample")
+        flow = self.flows[0] if self.flows else None
+        view = target if flow is None else Pullback(target, flow)
+        return path_bounds(view, self.models[0].map, reverse, draws, flow, seed)
+
     # ---- fitting ----
 
-    def _fitted(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Climbed | None]:
+    def _fitted(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Climbed | None, Flow | None]:
+        """In x; and where the weights are poor, in the latent space of a flow as well: the better lower bound of log Z stays."""
+        model, way = self._taught(target, run, data)
+        if not self.flow or data is not None or not run.starts.has_gradient or not poor(model) or short(run):
+            return model, way, None
+        (flow,) = FlowIS().trained(target, replace(run, replicates=1), None)
+        inside = latent_run(replace(run, stream=run.stream.child("latent")), target.dim)
+        other, climbed = self._taught(Pullback(target, flow), inside, None)
+        better = other.looks[-1].found.get("elbo", -math.inf) > model.looks[-1].found.get("elbo", -math.inf)
+        return (other, climbed, flow) if better else (model, way, None)
+
+    def _taught(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Climbed | None]:
         way = None
         if data is None:
             explorer = self._explorer(target, run)
@@ -148,7 +184,7 @@ class Diffusion(Sampler):
         done = teach(pool, held, self.training, run, guide)
         run.notes.extend(note for note in done.notes if note not in run.notes)
         rng = run.stream.child("calibration").rng(run.backend.dtype, run.backend.device)
-        reverse = Reverse(done.net, levels, rule).calibrated(held.z, rng, not done.net.full)
+        reverse = Reverse(done.net, levels, rule).calibrated(held.z, rng)
         assert reverse.spread is not None
         return ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks)
 
@@ -170,6 +206,14 @@ class Diffusion(Sampler):
         return self.defense if self.defense is not None else 0.1 if dim <= DEFENDED_UP_TO else 0.0
 
     # ---- drawing ----
+
+    def _latent(self, target: Target, run: Run, r: int) -> tuple[Target, Flow | None]:
+        """What the paths of replicate r end in: the target, or its pull-back through a flow."""
+        flow = self.flows[r % len(self.flows)] if self.flows else None
+        if flow is None:
+            return target, None
+        flow = fitting(flow, target, run)
+        return Pullback(target, flow), flow
 
     def _weighted(self, target: Target, model: ScoreModel, n: int, run: Run, r: int) -> tuple[Tensor, Tensor, Tensor, list[Flag]]:
         """x (n, dim), log_prob (n,) and log-weight (n,) of n draws; fewer where the run must stop. Raises PositiveInfinityError."""

@@ -33,7 +33,7 @@ def whitened_pool(target: Target, x: Tensor, log_w: Tensor | None, group: Tensor
     fine = log_p.isfinite() & z.isfinite().all(-1) & (True if grad is None else grad.isfinite().all(-1))
     if int(fine.sum()) < FEWEST:
         raise InitFailed(f"only {int(fine.sum())} points to learn from have a finite log_prob; pass starts= or data= inside the support")
-    pool = Pool(z, grad, log_w, group, 0.0, NOISE)[fine.nonzero()[:, 0]]
+    pool = Pool(z, grad, log_p.double(), log_w, group, 0.0, NOISE)[fine.nonzero()[:, 0]]
     return replace(pool, low=finest(pool.z, pool.grad)), map
 
 
@@ -101,5 +101,5 @@ def bare_pool(x: Tensor, log_w: Tensor | None, group: Tensor) -> tuple[Pool, Dia
     fine = z.isfinite().all(-1)
     if int(fine.sum()) < FEWEST:
         raise InitFailed(f"only {int(fine.sum())} of {len(x)} draws are finite; wanted {FEWEST} or more to learn from")
-    pool = Pool(z, None, log_w, group, 0.0, NOISE)[fine.nonzero()[:, 0]]
+    pool = Pool(z, None, None, log_w, group, 0.0, NOISE)[fine.nonzero()[:, 0]]
     return replace(pool, low=finest(pool.z, None)), map

@@ -93,7 +93,7 @@ class EulerMaruyama:
 
     def forward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising, spread: Tensor) -> Law:
         a, c = (v.to(x) for v in levels.noising(k))
-        return Gaussian((1 - a.log()) * x + c.square() * _score(levels, k, x, denoiser), spread.to(x) * c)
+        return Gaussian((1 - a.log()) * x + c.square() * score_at(levels, k, x, denoiser), spread.to(x) * c)
 
     def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
         return _noising(levels, k, x)
@@ -107,7 +107,7 @@ class Exponential:
 
     def forward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising, spread: Tensor) -> Law:
         a, c = (v.to(x) for v in levels.noising(k))
-        return Gaussian(x / a + 2 * c.square() / (a * (1 + a)) * _score(levels, k, x, denoiser), spread.to(x) * c / a)
+        return Gaussian(x / a + 2 * c.square() / (a * (1 + a)) * score_at(levels, k, x, denoiser), spread.to(x) * c / a)
 
     def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
         return _noising(levels, k, x)
@@ -132,7 +132,7 @@ class Corrected:
     def _langevin(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
         """Backwards it is the same kernel: Langevin diffusions are reversible."""
         h = self.ratio * levels.sigma[k].square().to(x)
-        return Gaussian(x + h * _score(levels, k, x, denoiser), (2 * h).sqrt())
+        return Gaussian(x + h * score_at(levels, k, x, denoiser), (2 * h).sqrt())
 
 
 def _noising(levels: Levels, k: int, x: Tensor) -> Gaussian:
@@ -145,38 +145,10 @@ def _seen(levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Posterior:
     return denoiser(x / alpha, levels.sigma[k].to(x) / alpha)
 
 
-def _score(levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Tensor:
+def score_at(levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Tensor:
+    """grad log p_k (*batch, dim) at x (*batch, dim) by Tweedie's formula."""
     alpha, sigma = levels.alpha[k].to(x), levels.sigma[k].to(x)
     return (alpha * denoiser(x / alpha, sigma / alpha).mean - x) / sigma.square()
-
-
-@dataclass(frozen=True)
-class AnnealedLangevin:
-    """The sampler of NCSN (Song & Ermon 2019, arXiv:1907.05600, algorithm 1), for comparison: at each level `moves` Langevin steps of
-    h = ratio * sigma^2, at last the denoiser's mean. It needs many levels, and its draws have no weights."""
-
-    moves: int = 5
-    ratio: float = 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class Cooling:
-    """Draws of annealed Langevin dynamics in scaled units, their log-ratio NaN."""
-
-    denoiser: Denoising
-    levels: Levels
-    rule: AnnealedLangevin = AnnealedLangevin()
-
-    def draw(self, n: int, dim: int, rng: Rng) -> Path:
-        start = Reverse(self.denoiser, self.levels).start(n, dim, rng)
-        x, K = start.draw(rng), self.levels.steps
-        for k in range(K):
-            h = self.rule.ratio * self.levels.sigma[k].square().to(x)
-            for _ in range(self.rule.moves):
-                x = x + h * _score(self.levels, k, x, self.denoiser) + (2 * h).sqrt() * rng.normal(n, dim)
-        alpha = self.levels.alpha[K - 1].to(x)
-        x = self.denoiser(x / alpha, self.levels.sigma[K - 1].to(x) / alpha).mean
-        return Path(x, torch.full((n,), math.nan, dtype=torch.float64, device=x.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +189,14 @@ class Reverse:
         """Backward paths from x (n, dim): their starts and the same log-ratio."""
         return joined([self._back(part, rng) for part in x.split(AT_ONCE)])
 
+    def trail(self, n: int, dim: int, rng: Rng) -> Tensor:
+        """All places (kernels + 1, n, dim) of n paths, in units of x / alpha."""
+        x, places, per = self.start(n, dim, rng).draw(rng), [], self.rule.kernels
+        for k in range(self.kernels):
+            places.append(x / self.levels.alpha[(k + per - 1) // per].to(x))
+            x = self.forward(k, x).draw(rng)
+        return torch.stack([*places, x / self.levels.alpha[-1].to(x)])
+
     def _draw(self, n: int, dim: int, rng: Rng) -> Path:
         start = self.start(n, dim, rng)
         x = start.draw(rng)
@@ -232,9 +212,11 @@ class Reverse:
     def backward(self, k: int, x: Tensor) -> Law:
         return self.rule.backward(self.levels, k, x, self.denoiser)
 
-    def calibrated(self, x: Tensor, rng: Rng, each: bool) -> Reverse:
+    def calibrated(self, x: Tensor, rng: Rng) -> Reverse:
         """With the spread that draws x (n, dim) of the target, held out from training, ask for: the root mean square of how far the next
-        level lies from the kernel's mean, in its standard deviations. each: by dimension, else of all together."""
+        level lies from the kernel's mean, in its standard deviations. One number a level, or one for each dimension where S is not that of
+        the denoiser: a factor estimated from n numbers costs 1 / (2n) nats a kernel, which would be a nat with 32 of them in 64 levels."""
+        each = isinstance(self.rule, Ancestral) and not self.rule.shaped
         plain, spread = replace(self, spread=None), []
         for k in reversed(range(self.kernels)):
             y = self.backward(k, x).draw(rng)

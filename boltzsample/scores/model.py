@@ -12,8 +12,9 @@ from torch import Tensor
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.networks import Denoiser
 from boltzsample.samplers import reverse
+from boltzsample.samplers.annealed_langevin import AnnealedLangevin, Cooling
 from boltzsample.samplers.probability_flow import Flowing, ProbabilityFlow
-from boltzsample.samplers.reverse import Ancestral, AnnealedLangevin, Cooling, Reverse, Rule
+from boltzsample.samplers.reverse import Ancestral, Reverse, Rule
 from boltzsample.schedules import Levels
 from boltzsample.scores.pool import DTYPE
 from boltzsample.scores.training import Look

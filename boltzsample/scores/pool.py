@@ -19,11 +19,12 @@ MOST_HELD = 2000
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Draws z (n, dim) in scaled units, gradients of log pi there (n, dim) or None, log-weights (n,) or None; group (n,): the number of the
-    particle or chain that each was a place of; `low`, `high`: the noise."""
+    """Draws z (n, dim) in scaled units; gradients (n, dim) and values (n,) of log pi there, or None; log-weights (n,) or None; group (n,):
+    the number of the particle or chain that each was a place of; `low`, `high`: the noise."""
 
     z: Tensor
     grad: Tensor | None
+    log_p: Tensor | None
     log_w: Tensor | None
     group: Tensor
     low: float
@@ -38,8 +39,8 @@ class Pool:
         return self[(~held).nonzero()[:, 0]], self[some]
 
     def __getitem__(self, which: Tensor) -> Pool:
-        grad, log_w = (None if t is None else t[which] for t in (self.grad, self.log_w))
-        return Pool(self.z[which], grad, log_w, self.group[which], self.low, self.high)
+        grad, log_p, log_w = (None if t is None else t[which] for t in (self.grad, self.log_p, self.log_w))
+        return Pool(self.z[which], grad, log_p, log_w, self.group[which], self.low, self.high)
 
     def batch(self, n: int, rng: Rng) -> Batch:
         """n draws by their weights, each with a noise level: one in each n-th of the range of log s."""

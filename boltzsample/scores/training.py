@@ -28,6 +28,7 @@ from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run
 from boltzsample.scores.objectives import SHAPE, Batch, Mixed, Objective, spread_loss
 from boltzsample.scores.pool import DTYPE, MOST_HELD, Pool
+from boltzsample.streams import Rng
 
 COMPILE_FROM = 30_000  # planned steps from which compiling is paid back (docs/diffusion.md)
 FUSED: dict[str, bool] = {"epilogue_fusion": True}
@@ -101,7 +102,7 @@ class Guide(Protocol):
 
 def teach(pool: Pool, held: Pool, settings: ScoreTraining, run: Run, guide: Guide | None = None) -> Taught:
     """Train a denoiser on a pool. Asks the density nothing itself."""
-    lesson = _Lesson(pool, held, settings, run, guide)
+    lesson = Lesson(pool, held, settings, run, guide)
     does = lesson.look()
     for r in range(settings.rounds):
         if does or lesson.stopped:
@@ -115,7 +116,7 @@ def teach(pool: Pool, held: Pool, settings: ScoreTraining, run: Run, guide: Guid
 
 
 @dataclass(eq=False)
-class _Lesson:
+class Lesson:
     """One training as it goes."""
 
     pool: Pool
@@ -159,11 +160,15 @@ class _Lesson:
                 if (why := self.run.must_stop(0, s.share)) is not None:
                     self.stopped = why
                     break
-                with torch.enable_grad():
-                    rows, loss = self.step(self.pool.batch(s.batch, rng))
-                self.optimizer.step(loss, 0.5 * (1 + math.cos(math.pi * i / steps)))
-                self._record(rows, bar)
+                self._record(self.step_once(rng, 0.5 * (1 + math.cos(math.pi * i / steps))), bar)
         self.optimizer.restart()
+
+    def step_once(self, rng: Rng, share: float) -> Tensor:
+        """One step with `share` of the learning rate: the loss of each row of its batch."""
+        with torch.enable_grad():
+            rows, loss = self.step(self.pool.batch(self.settings.batch, rng))
+        self.optimizer.step(loss, share)
+        return rows
 
     def look(self) -> bool:
         """Judge the averaged parameters; whether they do."""
