@@ -171,7 +171,7 @@ SMALL: dict[str, Callable[[Trial], Sampler]] = {
     "diffusion": lambda t: bz.Diffusion(steps=32, training=ScoreTraining(steps=300, rounds=2)),
 }
 DRAWS = {"importance": 10}  # times the trial's n: draws of a proposal cost little
-MOST = {"smc": 2_400, "ais": 1_600, "tempering": 3_200, "slips": 1_600, "rdmc": 400}  # these cost much
+MOST = {"smc": 2_400, "ais": 1_600, "tempering": 3_200, "slips": 6_400, "rdmc": 400}  # these cost much
 NO_PROPOSAL = frozenset({"gaussian-ill-d100", "many-well-d32"})  # a t is no proposal there
 
 
