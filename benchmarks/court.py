@@ -10,7 +10,8 @@ answer.
     python -m benchmarks court --shard 1/2 --out one.jsonl                  # half of it; the same line goes on where a kill stopped it
     python -m benchmarks court --table one.jsonl two.jsonl                  # the table of both halves; nothing is run
     python -m benchmarks court --method flow-is                             # 10 trainings, 10 runs of each: given the trained proposal
-    python -m benchmarks court --method flow-is --end-to-end                # 20 whole runs on three problems
+    python -m benchmarks court --method flow-is --end-to-end --replicates 20    # 20 whole runs on three problems
+    python -m benchmarks court --method mcmc auto --controls                # the negative controls alone
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 def sitting(args: argparse.Namespace, docket: Docket, began: float) -> list[Record]:
     """The lines of all cases asked for, and of the controls. Raises Adjourned."""
     lines: list[Record] = []
-    mine = shard(chosen(args), *args.shard)
+    mine = [] if args.controls else shard(chosen(args), *args.shard)
     for number, trial in enumerate(mine, 1):
         say_progress(began, number, len(mine), trial, f"about {trial.cost * args.replicates:.0f} s")
         decided, found = hear(trial, args.replicates, args.seed, docket)
@@ -140,5 +141,6 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no batch after so many; exit code 75 where some are left")
     for name in ("chains", "n", "warmup", "thin"):
         parser.add_argument(f"--{name}", type=int, help="instead of the case's own")
+    parser.add_argument("--controls", action="store_true", help="only the negative controls")
     parser.add_argument("--costs", type=Path, nargs="+", metavar="FILE", help=f"write {COSTS.name} from the lines of these files")
     parser.set_defaults(run=run)

@@ -13,10 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import Tensor
-
 import boltzsample as bz
+from benchmarks.court_targets import IN_BLOCKS, InBlocks, proposal
 from benchmarks.ledger import Record
 from boltzsample.registry import METHODS, method
 from boltzsample.samplers.importance import Importance
@@ -70,6 +68,17 @@ class Trial:
         """Replicates of one call of bz.sample."""
         return {UNTRAINED: BATCH, GIVEN: PER_TRAINING, END_TO_END: 1}[self.scope]
 
+    def is_quiet(self, functional: str) -> bool:
+        """Whether flags of a functional are counted as faults. Not where a flow with Gaussian tails is asked for heavy ones, nor those of a
+        method that says itself that it is approximate. Of ais, log Z alone, and in ten dimensions at most: a path is worth .4 draws on the
+        Gaussian and .04 on a regression of 31 weights, so that in a run of 1,600 a few of them do carry the bars of the means, and
+        CONCENTRATION and KHAT_W are true."""
+        if self.method in METHODS and METHODS[self.method].promise == "approximate":
+            return False
+        if self.method == "ais":
+            return self.easy and functional == "log Z" and self.problem in AIS_IS_GOOD_FOR
+        return self.easy and functional not in self.heavy and not (self.is_trained and self.heavy)
+
     @property
     def name(self) -> str:
         notes = [*([] if self.scope != END_TO_END else [END_TO_END]), *([] if self.witness else ["no witness"])]
@@ -85,6 +94,7 @@ class Trial:
         return float(costs().get(self.name, UNKNOWN_COST))
 
 
+AIS_IS_GOOD_FOR = frozenset({"gaussian-corr-d10", "two-modes-near"})
 HEAVY_T = ("E x_0^2", "E x_1^2", "E x.x", "E x_0 x_1", "sd x_0")  # x^2 of a t_5 has no third moment
 
 TRIALS: tuple[Trial, ...] = (
@@ -139,34 +149,6 @@ UNDETECTABLE: tuple[Blind, ...] = (
 
 # ---- small runs ----
 
-IN_BLOCKS = frozenset({"cancer", "german-credit"})
-
-
-@dataclass(frozen=True)
-class InBlocks:
-    """A target asked a block of points at a time: the products of all points with a thousand cases would not stay in the cache, and take
-    three times as long."""
-
-    target: bz.Target
-    rows: int = 64
-
-    @property
-    def dim(self) -> int:
-        return self.target.dim
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        parts = [self.target.log_prob(part) for part in x.reshape(-1, self.dim).split(self.rows)]
-        return torch.cat(parts).reshape(x.shape[:-1])
-
-    def grad_log_prob(self, x: Tensor) -> Tensor:
-        return self.log_prob_and_grad(x)[1]
-
-    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [bz.log_prob_and_grad(self.target, part) for part in x.reshape(-1, self.dim).split(self.rows)]
-        log_p, grad = (torch.cat(part) for part in zip(*parts, strict=True))
-        return log_p.reshape(x.shape[:-1]), grad.reshape(x.shape)
-
-
 def _chains(t: Trial) -> bz.MCMC:
     return bz.MCMC(chains=t.chains, warmup=t.warmup, thin=t.thin)
 
@@ -184,46 +166,19 @@ SMALL: dict[str, Callable[[Trial], Sampler]] = {
     "smc": lambda t: _with("smc", particles=64, moves=3 if t.heavy else 1),  # of the first pass: the second has as many as n asks for
     "ais": lambda t: _with("ais", ensembles=8, particles=32),
     "tempering": lambda t: _with("tempering", ladders=16, warmup=t.warmup),
+    "slips": lambda t: bz.SLIPS(levels=3, inner=bz.Inner(2, 1)),
+    "rdmc": lambda t: bz.RDMC(levels=6, inner=bz.Inner(2, 1), start=1),
     "diffusion": lambda t: bz.Diffusion(steps=32, training=ScoreTraining(steps=300, rounds=2)),
 }
 DRAWS = {"importance": 10}  # times the trial's n: draws of a proposal cost little
-MOST = {"smc": 2_400, "ais": 1_600, "tempering": 3_200}  # these cost much
+MOST = {"smc": 2_400, "ais": 1_600, "tempering": 3_200, "slips": 1_600, "rdmc": 400}  # these cost much
 NO_PROPOSAL = frozenset({"gaussian-ill-d100", "many-well-d32"})  # a t is no proposal there
-
-
-@dataclass(frozen=True, eq=False)
-class WideT:
-    """A Student t_5 with mean m and scale matrix L L^T: a proposal as a user would bring one, sample(n) and log_prob(x)."""
-
-    m: Tensor
-    L: Tensor
-    nu: float = 5.0
-
-    def sample(self, n: int) -> Tensor:
-        z = torch.randn(n, len(self.m), dtype=self.m.dtype)
-        chi2 = torch.distributions.Chi2(torch.tensor(self.nu, dtype=self.m.dtype)).sample((n, 1))
-        return self.m + (z / (chi2 / self.nu).sqrt()) @ self.L.T
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        d, nu = len(self.m), torch.tensor(self.nu, dtype=x.dtype)
-        z = torch.linalg.solve_triangular(self.L, (x - self.m).T, upper=False)
-        constant = torch.lgamma((nu + d) / 2) - torch.lgamma(nu / 2) - d / 2 * (nu * torch.pi).log() - self.L.diagonal().log().sum()
-        return constant - (nu + d) / 2 * (z.square().sum(0) / nu).log1p()
-
-
-@cache
-def proposal(name: str) -> WideT:
-    """A t_5 with the mean and 1.2^2 times the covariance of 20,000 exact draws."""
-    p = problem(name)
-    assert p.exact_sampler is not None
-    x = p.exact_sampler(20_000, torch.Generator().manual_seed(7)).double()
-    return WideT(x.mean(0), 1.2 * torch.linalg.cholesky(torch.atleast_2d(torch.cov(x.T))))
 
 
 # ---- cases and shards ----
 
 
-FITS_ONE_BY_ONE = frozenset({"auto", "mixture-is"})  # they learn from no draws of others, but fit each replicate on its own
+FITS_ONE_BY_ONE = frozenset({"auto", "mixture-is", "rdmc"})  # they learn from no draws of others, but fit each replicate on its own
 
 
 def trains(name: str) -> bool:

@@ -40,8 +40,7 @@ def rule(trial: Trial, functional: str, cell: Cell) -> Ruling:
     if functional in trial.loud or ALL in trial.loud:
         return Ruling(trial, functional, cell, () if cell.verdict in ("LOUD", "WOLF") else ("must be flagged",), blind)
     wrong = ["silent"] if cell.verdict == "SILENT" and blind is None else []
-    easy = trial.easy and not (trial.is_trained and trial.heavy)  # a flow with Gaussian tails is no easy proposal for a heavy one
-    noisy = easy and functional not in trial.heavy and cell.is_noisy
+    noisy = trial.is_quiet(functional) and cell.is_noisy
     return Ruling(trial, functional, cell, (*wrong, *(["flagged too often"] if noisy else [])), blind)
 
 

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
 INDEPENDENT, ANNEALING, FLOWS = "tests/test_independent.py", "tests/test_annealing.py", "tests/test_flow_samplers.py"
 KERNELS, VIEWS, COURT, BARS = "tests/test_kernels.py", "tests/test_views.py", "tests/test_court.py", "tests/test_expectation.py"
+PATHS = "tests/test_posterior.py"
 REPLICATES, WEIGHTED, METHODS = "tests/test_replicates.py", "tests/test_estimates_weighted.py", "tests/test_methods.py"
 
 
@@ -173,6 +174,20 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("log Z: mean of logs", "estimates/evidence.py", "value = r * whole - (r - 1) * leave.mean()", "value = each.mean()", (REPLICATES, WEIGHTED)),
     Mutant("log Z: of the last replicate", "estimates/evidence.py", "value = r * whole - (r - 1) * leave.mean()", "value = each[-1]", (REPLICATES, WEIGHTED)),
     Mutant("log Z: draws of weight 0 left out of n", "estimates/evidence.py", "    m = len(each)\n    whole", "    each = each[each.isfinite()]\n    m = len(each)\n    whole", (WEIGHTED,)),
+    Mutant("noised: posterior covariance without the noise", "samplers/noised.py", "V = self.s.square() * 0.5 * (gain", "V = 0.5 * (gain", (PATHS,)),
+    Mutant("noised: the gain transposed", "samplers/noised.py", 'torch.einsum("njd,jed->nje", y[:, None] - self.m, self.gain)', 'torch.einsum("njd,jde->nje", y[:, None] - self.m, self.gain)', (PATHS,)),
+    Mutant("slips: widths drawn and not counted", "samplers/noised.py", "- 0.5 * square / c**2)", "- 0.5 * square)", (PATHS,)),
+    Mutant("slips: widths counted and not drawn", "samplers/noised.py", "self.widths[self.which, None] * away", "away", (PATHS,)),
+    Mutant("slips: each path weighed by the narrow law alone", "samplers/localized.py", "(share[:, None] - path.log_ratio).logsumexp(0)", "(share[:, None] - path.log_ratio)[0]", (PATHS,)),
+    Mutant("slips: a backward kernel that is too wide", "samplers/localized.py", "return Gaussian(a * x, c)", "return Gaussian(a * x, 1.2 * c)", (PATHS,)),
+    Mutant("slips: labels stay where their component is gone", "samplers/localized.py", "keep = u[0].log() < share", "keep = u[0].log() > -1e9 * share", (PATHS,)),
+    Mutant("slips: the noise of the start left out", "samplers/path_weights.py", "total = -log_q.double()", "total = 0 * log_q.double()", ("tests/test_path_weights.py", PATHS)),
+    Mutant("slips: Stein's control variate added, not taken off", "samplers/unweighted.py", "each = z.mean(0) + c * g.mean(0)", "each = z.mean(0) - c * g.mean(0)", (PATHS,)),
+    Mutant("rdmc: the factor 2", "samplers/unweighted.py", "2 * (growth - 1) * score", "(growth - 1) * score", ("tests/test_slips.py",)),
+    Mutant("localization: the noise of a step", "samplers/unweighted.py", "(t.square() - s.square()).sqrt() * normal", "(t - s) * normal", ("tests/test_slips.py",)),
+    Mutant("unweighted: nobody says that weights are missing", "samplers/unweighted.py", 'flags = [flag("PATH_WEIGHT_MISSING"), flag(', "flags = [flag(", ("tests/test_slips.py",)),
+    Mutant("window: starts for copies", "samplers/window.py", "within = float(x.var(2)", "within = float(x.var(1)", ("tests/test_slips.py",)),
+    Mutant("slips: what was forgotten is not told", "samplers/pool.py", "< least - SLACK", "< least - 1e9", ("tests/test_slips.py",)),
     Mutant("starts: all chains share one", "samplers/starts.py", "return index // SUPERCHAIN if chains >= 4 * SUPERCHAIN else index", "return 0 * index", ("tests/test_starts.py",)),
     Mutant("weighted mean about an unweighted centre", "estimates/columns.py", "return torch.softmax(draws.log_weight.detach()", "return torch.softmax(0 * draws.log_weight.detach()", (WEIGHTED,)),
     *(Mutant(*planted) for planted in PLANTED),

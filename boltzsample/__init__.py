@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from boltzsample.samplers.slips import SLIPS
     from boltzsample.samplers.smc import SMC
     from boltzsample.samplers.tempering import Tempering
+    from boltzsample.schedules import OU, VE, VP, Levels, LinearSDE, Localization
     from boltzsample.storage import load
     from boltzsample.target import Target, log_prob_and_grad
     from boltzsample.views import Constrained, Observed, Pullback, Tempered
@@ -69,6 +70,12 @@ _HOME = {
     "SLIPS": "samplers.slips",
     "SMC": "samplers.smc",
     "Tempering": "samplers.tempering",
+    "OU": "schedules",
+    "VE": "schedules",
+    "VP": "schedules",
+    "Levels": "schedules",
+    "LinearSDE": "schedules",
+    "Localization": "schedules",
     "load": "storage",
     "Target": "target",
     "log_prob_and_grad": "target",
@@ -79,10 +86,11 @@ _HOME = {
 }
 
 __all__ = [
-    "AIS", "HMC", "MALA", "MCMC", "RDMC", "SLIPS", "SMC", "ULA", "Budget", "Constrained", "Diffusion", "Draws", "Estimate",
-    "Flag", "FlowIS", "Inner", "LatentMCMC", "MixtureIS", "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result",
-    "Status", "Target", "Tempered", "Tempering", "from_jax", "from_log_prob", "from_numpy", "from_pyro",
-    "from_torch_distribution", "imitate", "importance", "load", "log_prob_and_grad", "result", "sample",
+    "AIS", "HMC", "MALA", "MCMC", "OU", "RDMC", "SLIPS", "SMC", "ULA", "VE", "VP", "Budget", "Constrained", "Diffusion",
+    "Draws", "Estimate", "Flag", "FlowIS", "Inner", "LatentMCMC", "Levels", "LinearSDE", "Localization", "MixtureIS",
+    "Observed", "Pullback", "RandomWalk", "RejectPoint", "Result", "Status", "Target", "Tempered", "Tempering", "from_jax",
+    "from_log_prob", "from_numpy", "from_pyro", "from_torch_distribution", "imitate", "importance", "load", "log_prob_and_grad",
+    "result", "sample",
 ]  # fmt: skip
 
 

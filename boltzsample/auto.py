@@ -7,7 +7,8 @@
     3. Otherwise a flow is trained: by reverse KL where there is one mode, by forward KL on the particles of an SMC run where there are
        many. Its weighted draws if their weights bear it, chains in its latent space if not.
 
-Without a gradient: SMC by random walks. Whatever was chosen is told in the run's notes, and `result.sampler.chosen` is it.
+Without a gradient: SMC by random walks. Of a density that seems improper: chains, and no log Z. Whatever was chosen is told in the
+run's notes, and `result.sampler.chosen` is it.
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ def _choose(target: Target, run: Run) -> Choice:
     if not run.starts.has_gradient:
         walks = SMC()
         return Choice(walks.fit(target, run), walks, "smc by random walks: the density has no gradient")
+    if any(f.code == "IMPROPER_SUSPECTED" for f in run.notes):
+        brief = MCMC(warmup=40)
+        return Choice(brief.fit(target, run), brief, "mcmc: the density seems to have no finite integral, so there is no log Z")
     mixture = MixtureIS().fit(target, run)
     rng = run.stream.child("judge").rng(run.backend.dtype, run.backend.device)
     judged = pilot(target, mixture.mixtures[0], JUDGED, rng, run)

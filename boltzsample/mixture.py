@@ -121,6 +121,10 @@ class DefensiveMixture:
         """Some of the components (K,) bool, shares normalized anew."""
         return DefensiveMixture(self.log_share[which].log_softmax(0), self.m[which], self.L[which], self.wide)
 
+    def wider(self, by: float) -> DefensiveMixture:
+        """The same with all components this many times as wide."""
+        return DefensiveMixture(self.log_share, self.m, by * self.L, self.wide)
+
     def pushed(self, map: Dense | Diagonal) -> DefensiveMixture:
         """The mixture of x = T(z), T affine, z of this one."""
         factor = map.L.double() if isinstance(map, Dense) else torch.diag(map.s.double())

@@ -41,7 +41,7 @@ METHODS: dict[str, Method] = {
     "tempering": Method(Tempering, False, "exact", "replica exchange: chains at a ladder of temperatures that swap places"),
     "mixture-is": Method(MixtureIS, True, "weighted", "modes found, chains in each, a mixture fitted to them and its draws weighted"),
     "slips": Method(SLIPS, True, "weighted", "paths from noise to the target, steered by posterior chains, weighted exactly"),
-    "rdmc": Method(RDMC, True, "approximate", "the diffusion of the target to noise, walked backwards by scores of posterior chains"),
+    "rdmc": Method(RDMC, True, "approximate", "the diffusion to noise walked backwards, by scores of posterior chains"),
     "flow-is": Method(FlowIS, True, "weighted", "a flow trained by reverse KL, its draws made right by importance weights"),
     "diffusion": Method(Diffusion, False, "weighted", "a denoiser taught by MCMC draws, paths from noise to data weighted exactly"),
     "latent-mcmc": Method(LatentMCMC, True, "exact", "chains in the latent space of a trained flow, with independence moves"),

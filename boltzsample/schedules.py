@@ -249,7 +249,7 @@ class Levels:
 
     def to_data(self) -> Levels:
         """With one more level at the end, x_0 itself: alpha = 1, sigma = 0."""
-        one = torch.ones(1, dtype=self.alpha.dtype)
+        one = self.alpha.new_ones(1)
         return Levels(torch.cat([self.alpha, one]), torch.cat([self.sigma, 0 * one]))
 
     @property

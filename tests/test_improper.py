@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -50,6 +52,12 @@ def test_a_run_on_an_improper_density_is_untrusted_and_counted() -> None:
     r = bz.sample(counted, "mcmc", n=500, seed=0, witness=False)
     assert "IMPROPER_SUSPECTED" in codes(r) and r.status == "untrusted" and r.expectation(lambda x: x[..., 0]).status == "untrusted"
     assert r.evaluations == counted.total
+
+
+def test_auto_wastes_no_time_on_an_improper_density_and_has_no_log_z_for_it() -> None:
+    r = bz.sample(control("flat").target, n=500, seed=0, witness=False)
+    assert isinstance(r.sampler.chosen, bz.MCMC) and r.status == "untrusted"
+    assert math.isnan(float(r.log_z().value)) and "IMPROPER_SUSPECTED" in codes(r) and not {"exploration", "training"} & set(r.ledger)
 
 
 def test_one_over_x_is_called_improper_and_not_a_wrong_gradient() -> None:

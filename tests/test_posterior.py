@@ -12,7 +12,7 @@ import boltzsample as bz
 from boltzsample.errors import PositiveInfinityError
 from boltzsample.kernels import HMC, MALA
 from boltzsample.maps import Diagonal
-from boltzsample.samplers.localized import Chains, Guide, Mixture, Paths, calibrate, paths, shrunk
+from boltzsample.samplers.localized import Chains, Guide, Mixture, Paths, calibrate, path_price, paths, shrunk
 from boltzsample.samplers.noised import Kernel, Noised, by_row, drawn, inverted
 from boltzsample.samplers.posterior import Frame, Inner, Scaled, Spent, Units, look
 from boltzsample.samplers.unweighted import posterior_means
@@ -58,7 +58,7 @@ def test_the_kernel_is_the_exact_reverse_of_noising_where_the_mixture_is_the_tar
     s = torch.tensor([2.0, 0.9, 0.4]).double()
     q = [Noised(MIX.log_share, MIX.m, MIX.S, v) for v in s]
     none = torch.zeros(3, 2, 2, 2).double()
-    guide = Guide(MIX, s, torch.ones(3).double(), none, torch.stack([n.L @ n.L.mT for n in q]))
+    guide = Guide(MIX, s, torch.ones(3).double(), none, torch.stack([n.L @ n.L.mT for n in q]), torch.ones(3, 2).double())
     rng = Stream(0).rng()
     y, after = rng.normal(50, 2), 0.8 * rng.normal(50, 2)
     which = torch.zeros(50, dtype=torch.long)
@@ -141,7 +141,7 @@ def test_weights_are_exact_with_a_wrong_mixture_and_noisy_means(inner: Inner) ->
     s, inner = torch.tensor([2.0, 0.8, 0.4]).double(), inner.ready(2)
     guide, _ = calibrate(TARGET, WRONG, s, inner, 128, Stream(0).rng())
     ends, spent = paths(TARGET, guide, inner, 20_000, Stream(1).rng())
-    assert spent.inits + spent.transitions * sum(inner.moves.price) == 20_000 * (inner.price(3, 2))
+    assert spent.inits + spent.transitions * sum(inner.moves.price) == 20_000 * (path_price(guide, inner) - 1)
     w = ends.log_w.softmax(0)
     ess = 1 / w.square().sum()
     assert abs(ends.log_w.logsumexp(0) - math.log(20_000) - LOG_Z) < 4.5 / ess.sqrt() < 0.1

@@ -15,6 +15,8 @@ from boltzsample.errors import NoGradient, ShapeError
 from boltzsample.maps import Diagonal
 from boltzsample.samplers.explore import Explorer
 from boltzsample.samplers.localization import window_flags
+from boltzsample.samplers.localized import Mixture
+from boltzsample.samplers.pool import forgotten
 from boltzsample.samplers.posterior import Inner, Spent, Units
 from boltzsample.samplers.unweighted import Walked, localization, reverse_ou, verdicts
 from boltzsample.samplers.window import GRID, Window, between, window
@@ -174,6 +176,24 @@ def test_inner_flags_fire_and_stay_quiet() -> None:
     bad = {f.code for f in verdicts([Walked(torch.zeros(1), 0.9, 2.0)], [Spent(100, 0, 0, 5.0)], 7.0)}
     three = {"INNER_ACCEPTANCE", "INNER_DISAGREE", "INNER_DRAWS"}
     assert good == {"PATH_WEIGHT_MISSING", "INNER_CHAINS"} and bad == good | three
+
+
+def test_a_component_that_is_missing_is_forgotten_and_a_bent_mode_is_not() -> None:
+    rng, eye = Stream(6).rng(), torch.eye(2).double()[None]
+    one = Mixture(torch.zeros(1).double(), torch.zeros(1, 2).double(), eye)
+    z = rng.normal(1_000, 2)
+    bent = torch.stack([z[:, 0], z[:, 1] + 1.5 * (z[:, 0].square() - 1)], 1)
+    assert forgotten(one, z) == 0 and forgotten(one, bent) < 0.05
+    assert abs(forgotten(one, torch.where((torch.arange(1_000) < 300)[:, None], z + 14, z)) - 0.3) < 0.02
+
+
+def test_chains_run_only_where_they_are_worth_it() -> None:
+    """On a Gaussian whose mixture is right they are not, and paths cost a density each; on a bent mode they are."""
+    plain = bz.sample(normal(2), QUICK, n=300, seed=0, witness=False)
+    assert plain.sampler.guides[0].looks == 0 and plain.draws.ledger["sampling"] == (300, 0)  # type: ignore[attr-defined]
+    bent = bz.from_log_prob(lambda x: -0.5 * (x[..., 0] ** 2 + (x[..., 1:] - x[..., :1] ** 2).square().sum(-1)), dim=18)
+    curved = bz.sample(bent, QUICK, n=300, seed=0, witness=False)
+    assert curved.sampler.guides[0].looks > 0 and curved.draws.ledger["sampling"][1] > 0  # type: ignore[attr-defined]
 
 
 def test_replicates_of_a_fitted_sampler() -> None:

@@ -2,12 +2,14 @@
 
 y_0 is drawn from the noised mixture q_(s_0) itself, in closed form; then, over levels s_0 > s_1 > ... > s_K > 0, to x,
 
-    f_k(y' | y) = sum_j r_j(y) N(A y + B (m_j(y) + d), C^2 I + B^2 W_kj),        d = u - E_q[x | y],        b_k(y | y') = N(y'; y, c^2 I)
+    f_k(y' | y) = sum_j r_j(y) N(A y + B (m_j(y) + d), C^2 I + B^2 W_kj),        d = T_k (u - E_q[x | y]),     b_k(y | y') = N(y'; y, c^2 I)
 
 with the ancestral A, B, C (schedules.py), the mixture's posterior shares r_j and means m_j(y) (noised.py) and u the mean of posterior
-chains at y. Where the mixture is the target f_k is exact at any step; what it lacks, the chains' mean adds. W_kj is the covariance of
-draws about the mean of the *other* chains of their particle, so it holds the posterior's width and the noise of u; it is pooled over all
-particles of a pilot and frozen, as are the matrices G of the control variate and the steps of the chains. Each path is one of two widths,
+chains at y. Where the mixture is the target f_k is exact at any step; what it lacks, the chains' mean adds. T_k trusts them, coordinate by
+coordinate, as far as two halves of a particle's chains say the same: E[d_a d_b] / E[d^2]. Levels where that would gain less than a
+hundredth of a nat have no chains. W_kj is the covariance of draws about the mean of the *other* chains of their particle, so it holds the
+posterior's width and the noise of u; it is pooled over all particles of a pilot and frozen, as are T, the matrices G of the control variate
+and the steps of the chains. Each path is one of two widths,
 a tenth of them c times wider at every step, and its weight is that of the mixture of both laws (Hesterberg 1995).
 
 Weights are exact with noisy means: given y, the chains are auxiliary variables that depend on the past alone.
@@ -31,6 +33,7 @@ from boltzsample.streams import Rng
 
 WIDE = 0.1  # of the paths
 TRIALS = 6  # transitions that tune a step
+WORTH = 0.01  # nats: a level that gains less has no chains
 FIRST = 2  # transitions more where chains begin
 
 
@@ -45,14 +48,20 @@ class Mixture:
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """Everything that paths need, frozen: units, mixture, noise levels s (K + 1,), and of each level the chains' step h (K + 1,), the
-    matrices G of the control variate and the covariances W (K + 1, J, dim, dim)."""
+    """All that paths need, frozen: mixture, noise levels s (K + 1,), and of each level the chains' step h (K + 1,), the matrices G of
+    the control variate and the covariances W (K + 1, J, dim, dim), and the trust (K + 1, dim)."""
 
     mixture: Mixture
     s: Tensor
     h: Tensor
     G: Tensor
     W: Tensor
+    trust: Tensor
+
+    @property
+    def looks(self) -> int:
+        """Levels at which chains run."""
+        return int((self.trust > 0).any(1).sum())
 
     @property
     def steps(self) -> int:
@@ -89,7 +98,7 @@ class Chains:
 
     def frame(self, k: int, means: Tensor) -> Frame:
         at = means.gather(1, self.label[..., None].expand(-1, -1, means.shape[-1]))
-        return Frame(at.flatten(0, 1), self.noised[k].L, self.label.flatten())
+        return Frame(at.flatten(0, 1), self.noised[k].frame, self.label.flatten())
 
     def seen(self, k: int, y: Tensor, frame: Frame, kernel: StepSized, transitions: int) -> Seen:
         s = self.noised[k].s
@@ -117,21 +126,26 @@ class Paths:
         return Kernel(share, m, q.root, q.inverse, self.widths, self.which)
 
     def forward(self, k: int, y: Tensor) -> Kernel:
+        if not bool((self.guide.trust[k] > 0).any()):
+            q = self.chains.noised[k]
+            return self.kernel(k, y, q.log_terms(y).log_softmax(1), q.means(y), None)
+        begin = self.chains.share is None
         share, means = self.chains.place(k, y)
         frame = self.chains.frame(k, means)
         kernel = stepped(self.chains.inner.moves, self.guide.h[k])
-        seen = self.chains.seen(k, y, frame, kernel, self.chains.inner.transitions + FIRST * (k == 0))
+        seen = self.chains.seen(k, y, frame, kernel, self.chains.inner.transitions + FIRST * begin)
         seen = Seen(*(part[-self.chains.inner.transitions :] for part in seen))
         u = self.chains.means(frame, seen, self.guide.G[k]).mean(1)
         return self.kernel(k, y, share, means, u)
 
-    def kernel(self, k: int, y: Tensor, share: Tensor, means: Tensor, u: Tensor) -> Kernel:
-        """f_k(. | y) with the posterior mean u (n, dim)."""
+    def kernel(self, k: int, y: Tensor, share: Tensor, means: Tensor, u: Tensor | None) -> Kernel:
+        """f_k(. | y) with the posterior mean u (n, dim) of chains, if there are any."""
         A, B, C = self.guide.levels.ancestral(k)
-        shift = u - (share.exp()[..., None] * means).sum(1)
+        if u is not None:
+            means = means + self.guide.trust[k] * (u - (share.exp()[..., None] * means).sum(1))[:, None]
         eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
         L = torch.linalg.cholesky(C.square() * eye + B.square() * self.guide.W[k])
-        return Kernel(share, A * y[:, None] + B * (means + shift[:, None]), L, inverted(L), self.widths, self.which)
+        return Kernel(share, A * y[:, None] + B * means, L, inverted(L), self.widths, self.which)
 
     def backward(self, k: int, x: Tensor) -> Gaussian:
         a, c = self.guide.levels.noising(k)
@@ -158,6 +172,11 @@ def paths(target: Units, guide: Guide, inner: Inner, n: int, rng: Rng) -> tuple[
     return Ends(path.x, log_p, log_p - (share[:, None] - path.log_ratio).logsumexp(0)), block.chains.spent
 
 
+def path_price(guide: Guide, inner: Inner) -> int:
+    """Evaluations of a path, the density of its end included."""
+    return inner.price(guide.looks, FIRST if guide.looks else 0) + 1
+
+
 def memberships(mixture: Mixture, x: Tensor) -> Tensor:
     """P(component | x) (n, J) without noise."""
     inverse = inverted(torch.linalg.cholesky(mixture.S))
@@ -179,22 +198,43 @@ def calibrate(target: Units, mixture: Mixture, s: Tensor, inner: Inner, n: int, 
     J, dim = mixture.m.shape
     G = torch.eye(dim, dtype=s.dtype, device=s.device).expand(len(s), J, dim, dim).clone()
     W = torch.stack([q.L @ q.L.mT for q in chains.noised])
-    h = torch.full_like(s, float(inner.moves.h))
-    which = torch.zeros(n, dtype=torch.long, device=s.device)
-    y = Paths(Guide(mixture, s, h, G, W), chains, which).start().draw(rng)
+    guide = Guide(mixture, s, torch.full_like(s, float(inner.moves.h)), G, W, torch.ones(len(s), dim, dtype=s.dtype, device=s.device))
+    block = Paths(guide, chains, torch.zeros(n, dtype=torch.long, device=s.device))
+    y = block.start().draw(rng)
     kernel = inner.moves
     for k in range(len(s)):
         share, means = chains.place(k, y)
         frame = chains.frame(k, means)
         for _ in range(TRIALS):
             kernel = tuned(kernel, chains.seen(k, y, frame, kernel, 1).accept[0], inner.longest)
-        h[k] = kernel.h
+        guide.h[k] = kernel.h
         seen = chains.seen(k, y, frame, kernel, inner.transitions)
-        G[k] = control(seen, frame, J)
-        by_chain = chains.means(frame, seen, G[k])
-        W[k] = spread(chains, k, frame, seen, share, means, by_chain)
-        y = Paths(Guide(mixture, s, h, G, W), chains, which).kernel(k, y, share, means, by_chain.mean(1)).draw(rng)
-    return Guide(mixture, s, h, G, W), chains.spent
+        guide.G[k] = control(seen, frame, J)
+        by_chain = chains.means(frame, seen, guide.G[k])
+        d = by_chain - (share.exp()[..., None] * means).sum(1)[:, None]  # (n, chains, dim)
+        guide.trust[k] = trusted(d, guide.levels, k, chains.noised[k])
+        guide.W[k] = spread(chains, frame, k, seen, means, guide.trust[k] * others(d))
+        y = block.kernel(k, y, share, means, by_chain.mean(1)).draw(rng)
+    return guide, chains.spent
+
+
+def trusted(d: Tensor, levels: Levels, k: int, q: Noised) -> Tensor:
+    """T (dim,) from what each chain would add to the mixture's mean, d (n, chains, dim); zero where it is hardly worth it."""
+    if d.shape[1] == 1:
+        return torch.ones_like(d[0, 0])
+    a, b = d[:, ::2].mean(1), d[:, 1::2].mean(1)
+    signal, total = (a * b).mean(0), d.mean(1).square().mean(0).clamp(min=1e-300)
+    T = (signal / total - len(d) ** -0.5).clamp(0.0, 1.0)
+    _, B, C = levels.ancestral(k)
+    V = (q.log_share.exp()[:, None, None] * (q.L @ q.L.mT)).sum(0).diagonal()
+    gain = 0.5 * (B.square() * T * signal / (C.square() + B.square() * V)).sum()
+    return T if float(gain) > WORTH else torch.zeros_like(T)
+
+
+def others(d: Tensor) -> Tensor:
+    """The mean of the other chains of each particle (n, chains, dim); of one chain, its own."""
+    M = d.shape[1]
+    return (d.sum(1, keepdim=True) - d) / (M - 1) if M > 1 else d
 
 
 def control(seen: Seen, frame: Frame, J: int) -> Tensor:
@@ -206,11 +246,9 @@ def control(seen: Seen, frame: Frame, J: int) -> Tensor:
     return torch.stack(found)
 
 
-def spread(chains: Chains, k: int, frame: Frame, seen: Seen, share: Tensor, means: Tensor, by_chain: Tensor) -> Tensor:
-    """W_j (J, dim, dim): the scatter of draws about m_j(y) + d, d by the other chains."""
-    q, M = chains.noised[k], chains.inner.chains
-    u = (by_chain.sum(1, keepdim=True) - by_chain) / (M - 1) if M > 1 else by_chain  # (n, chains, dim)
-    d = u - (share.exp()[..., None] * means).sum(1)[:, None]
+def spread(chains: Chains, frame: Frame, k: int, seen: Seen, means: Tensor, d: Tensor) -> Tensor:
+    """W_j (J, dim, dim): the scatter of draws about m_j(y) + d, d (n, chains, dim) by the other chains."""
+    q = chains.noised[k]
     x = frame.push(seen.z)[0]
     of_x = torch.stack([memberships(chains.mixture, part) for part in x])
     found = []

@@ -3,7 +3,8 @@
     explore   a small SMC up from the wide base, climbs from its particles, from the wide base and from the points the search reached:
               the optima they end at are the modes (modes.py)
     fit       local chains in every mode at once, a Gaussian for each from draws and scores (local.py)
-    improve   a few rounds of adaptive importance sampling, in which components are born where the mixture is thin (refine.py)
+    improve   a few rounds of adaptive importance sampling, in which components are born where the mixture is thin; all of them a little
+              wider, where the weights have a tail (refine.py)
     weigh     fresh draws of the frozen mixture, log w = log p - log q: self-normalized means, log Z = log mean w
 
 At last the mixture is held against the exploration: where it is thin at many of the points explored, there are more modes than it has
@@ -33,7 +34,7 @@ from boltzsample.samplers.flow_is import against
 from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.local import gaussians, local_chains
 from boltzsample.samplers.modes import optima
-from boltzsample.samplers.refine import Draw, floored, pilot, refine
+from boltzsample.samplers.refine import Draw, finished, floored, pilot
 from boltzsample.samplers.sampler import Run, Sampler, Verdict
 from boltzsample.samplers.with_flow import affordable, weighted
 from boltzsample.target import Target
@@ -130,7 +131,7 @@ class MixtureIS(Sampler):
         tried = [pilot(view, DefensiveMixture(equal, m, L), max(PILOT, 50 * k), rng, run) for m, L in gaussians(local).values()]
         best = max(tried, key=lambda d: d.score)
         first = pilot(view, _weighed(best), len(best.z), rng, run)
-        done = refine(view, max(first, best, key=lambda d: d.score), k, run.stream.child("refine"), run)
+        done = finished(view, max(first, best, key=lambda d: d.score), k, run.stream.child("refine"), run)
         return done, len(hills), _forgotten(view, pool, done, run), seen._replace(x=seen.x[:0])
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from boltzsample.samplers.path_weights import LOG_2_PI
 from boltzsample.streams import Rng
 
+ALIKE = 4.0
 GATHER_UP_TO = 8  # dimensions: beyond, one matrix product for each component
 
 
@@ -39,13 +40,15 @@ class Noised:
     inverse: Tensor = field(init=False, repr=False)  # of the root
     gain: Tensor = field(init=False, repr=False)  # K
     L: Tensor = field(init=False, repr=False)  # of V
+    frame: Tensor = field(init=False, repr=False)  # L again, or one number () where it does for all components
 
     def __post_init__(self) -> None:
         eye = torch.eye(self.m.shape[-1], dtype=self.S.dtype, device=self.S.device).expand_as(self.S)
         root = torch.linalg.cholesky(self.S + self.s.square() * eye)
         gain = self.S @ torch.cholesky_inverse(root)
         V = self.s.square() * 0.5 * (gain + gain.mT)
-        for name, value in (("root", root), ("inverse", inverted(root)), ("gain", gain), ("L", torch.linalg.cholesky(V))):
+        found = {"root": root, "inverse": inverted(root), "gain": gain, "L": torch.linalg.cholesky(V), "frame": framed(V)}
+        for name, value in found.items():
             object.__setattr__(self, name, value)
 
     def log_terms(self, y: Tensor) -> Tensor:
@@ -63,6 +66,19 @@ class Noised:
         return mean
 
 
+def framed(V: Tensor) -> Tensor:
+    """Factors of covariances V (J, dim, dim), or one number () where all their eigenvalues are alike: chains need no more."""
+    v = torch.linalg.eigvalsh(V)
+    alike: Tensor = v.clamp(min=1e-300).log().mean().exp().sqrt()
+    return alike if bool(v.max() < ALIKE * v.min()) else rooted(V)
+
+
+def rooted(S: Tensor) -> Tensor:
+    """The lower-triangular roots of covariances (*batch, dim, dim)."""
+    L: Tensor = torch.linalg.cholesky(S)
+    return L
+
+
 def inverted(L: Tensor) -> Tensor:
     """The inverses of lower-triangular matrices (*batch, dim, dim)."""
     eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand_as(L)
@@ -78,7 +94,9 @@ def log_normal(away: Tensor, inverse: Tensor) -> Tensor:
 
 
 def by_row(L: Tensor, j: Tensor, v: Tensor) -> Tensor:
-    """L_j v for every row: L (J, dim, dim), j (*rows), v (*rows, dim)."""
+    """L_j v for every row: L (J, dim, dim), or () where one number does for all; j (*rows), v (*rows, dim)."""
+    if L.ndim == 0:
+        return L * v
     if len(L) == 1:
         return v @ L[0].mT
     if v.shape[-1] <= GATHER_UP_TO:

@@ -20,17 +20,22 @@ from boltzsample.mixture import DefensiveMixture
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.localized import Mixture
 from boltzsample.samplers.mixture_is import MixtureIS
+from boltzsample.samplers.noised import ALIKE, Noised, by_row, drawn
 from boltzsample.samplers.refine import floored
 from boltzsample.samplers.sampler import Run
+from boltzsample.streams import Stream
 from boltzsample.target import Target
 
+NOISE = 3.0  # the first level, in widths of a mode
+DRAWS = 4000
+SLACK = 2.0  # nats
 DENSE_UP_TO = 128  # dimensions
 INF = float("inf")
 
 
 @dataclass(frozen=True)
 class Given(Explorer):
-    """In place of an exploration: points (n, dim) that the user has."""
+    """In place of an exploration: points (n, dim) that are there already."""
 
     points: Tensor | None = None
 
@@ -40,8 +45,8 @@ class Given(Explorer):
 
 
 class Pool(NamedTuple):
-    """The units and the mixture in them; how many optima there were, the share of the pool that the mixture is too thin at, and the way of
-    the exploration."""
+    """The units and the mixture in them; how many optima there were, the share of the pool that is forgotten, and the way of the
+    exploration, without its points."""
 
     units: Diagonal | Dense
     mixture: Mixture
@@ -52,15 +57,26 @@ class Pool(NamedTuple):
 
 def pool(target: Target, explorer: Explorer, data: Draws | None, run: Run) -> Pool:
     """A pool and its mixture, of one replicate."""
-    points = None if data is None else _points(data, target.dim)
-    source = explorer if points is None else Given(points=points)
-    done = MixtureIS(explorer=source).fit(target, replace(run, replicates=1))
-    q = done.mixtures[0]
-    if points is not None:
-        share = q.responsibilities(points.to(q.m)).mean(0)
+    seen = explorer(target, run) if data is None else Explored(_points(data, target.dim), None, INF)
+    done = MixtureIS(explorer=Given(points=seen.x)).fit(target, replace(run, replicates=1))
+    q, points = done.mixtures[0], seen.x.double().to(run.backend.device)
+    if data is not None:
+        share = q.responsibilities(points).mean(0)
         q = q.reshared(share.clamp(min=1e-3 / len(share)))
     units = within(q)
-    return Pool(units, in_units(q, units), done.found[0], done.forgotten[0], done.explored[0])
+    mixture = in_units(q, units)
+    return Pool(units, mixture, done.found[0], forgotten(mixture, units.pull(points)), seen._replace(x=seen.x[:0]))
+
+
+def forgotten(mixture: Mixture, z: Tensor) -> float:
+    """The share of the pool z (n, dim), in units, that not even the noised mixture reaches: its density there is below all but a
+    thousandth of what it is at draws of the mixture itself. A bent mode is not forgotten, one without a component is."""
+    q = Noised(mixture.log_share, mixture.m, mixture.S, torch.as_tensor(NOISE, dtype=z.dtype, device=z.device))
+    rng = Stream(0).child("forgotten").rng(z.dtype, z.device)
+    j = drawn(mixture.log_share.expand(DRAWS, -1), rng.uniform(DRAWS))
+    own = mixture.m[j] + by_row(torch.linalg.cholesky(mixture.S), j, rng.normal(DRAWS, z.shape[1]))
+    least = q.log_terms(own).logsumexp(1).quantile(1e-3)
+    return float((q.log_terms(z).logsumexp(1) < least - SLACK).double().mean())
 
 
 def _points(data: Draws, dim: int) -> Tensor:
@@ -72,7 +88,10 @@ def within(q: DefensiveMixture) -> Diagonal | Dense:
     """The affine map whose unit is the typical width of a mode: the mean of the covariances, each to the power that its share says."""
     a = q.log_share.exp()
     S, m = (a[:, None, None] * (q.L @ q.L.mT)).sum(0), (a[:, None] * q.m).sum(0)
-    return Dense(m, torch.linalg.cholesky(S)) if q.dim <= DENSE_UP_TO else Diagonal(m, S.diagonal().sqrt())
+    s = S.diagonal().sqrt()
+    r = torch.linalg.eigvalsh(S / s.outer(s))
+    plain = q.dim > DENSE_UP_TO or bool(r.max() < ALIKE * r.min())
+    return Diagonal(m, s) if plain else Dense(m, torch.linalg.cholesky(S))
 
 
 def in_units(q: DefensiveMixture, units: Diagonal | Dense) -> Mixture:

@@ -64,7 +64,7 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The map x = m + L_j z of every row: m (rows, dim), L (J, dim, dim), j (rows,)."""
+    """The map x = m + L_j z of every row: m (rows, dim), L (J, dim, dim) or one number (), j (rows,)."""
 
     m: Tensor
     L: Tensor
@@ -74,7 +74,7 @@ class Frame:
         return self.m + by_row(self.L, self.j.expand(z.shape[:-1]), z), z.new_zeros(())
 
     def push_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        return *self.push(z), lambda g: by_row(self.L.mT, self.j.expand(g.shape[:-1]), g)
+        return *self.push(z), lambda g: by_row(self.L.mT if self.L.ndim else self.L, self.j.expand(g.shape[:-1]), g)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,18 +153,18 @@ class Spent:
 
 
 def look(
-    target: Target, y: Tensor, alpha: Tensor, sigma: Tensor, frame: Any, z: Tensor, kernel: StepSized, steps: int, rng: Rng, spent: Spent
+    target: Units, y: Tensor, alpha: Tensor, sigma: Tensor, frame: Any, z: Tensor, kernel: StepSized, steps: int, rng: Rng, spent: Spent
 ) -> Seen:
     """`steps` transitions of every chain on p(x | y), from z (rows, dim); y (rows, dim). Raises PositiveInfinityError."""
     view = Pullback(Observed(target, y, alpha, sigma), frame)
     state: ChainState = kernel.init(view, z)
     state = state._replace(log_p=state.log_p.nan_to_num(-torch.inf, torch.inf, -torch.inf))
     spent.inits += len(z)
-    _refuse_infinite(state.log_p, z, frame)
+    _refuse_infinite(state.log_p, z, frame, target)
     seen = []
     for _ in range(steps):
         state, info = kernel.step(view, state, kernel.draw(rng, z.shape[:-1], z.shape[-1]))
-        _refuse_infinite(info.log_p, info.x, frame)
+        _refuse_infinite(info.log_p, info.x, frame, target)
         spent.transitions += len(z)
         spent.nan += int((info.log_p.isnan() & info.x.isfinite().all(-1)).sum())
         spent.accepted += float(info.accept_prob.sum())
@@ -178,6 +178,6 @@ def tuned(kernel: StepSized, accept: Tensor, longest: float) -> StepSized:
     return with_step(kernel, log_h.exp().clamp(max=longest))  # type: ignore[no-any-return]
 
 
-def _refuse_infinite(log_p: Tensor, z: Tensor, frame: Any) -> None:
+def _refuse_infinite(log_p: Tensor, z: Tensor, frame: Any, target: Units) -> None:
     if bool((log_p == torch.inf).any()):
-        raise PositiveInfinityError.at(frame.push(z)[0][log_p == torch.inf][0])
+        raise PositiveInfinityError.at(target.x(frame.push(z)[0])[log_p == torch.inf][0])

@@ -29,6 +29,12 @@ THIN = 2.0  # p / (Z q) from which the proposal is too thin
 MOST_COMPONENTS = 160
 FLOOR = 0.1  # the share that all modes have equal parts of, however small they are
 PATIENCE = 4  # rounds without a better one
+WIDTHS = (0.25, 0.5, 0.75)  # of components made wider, by 1 + WIDTH / sqrt(dim)
+CALM, TORN = 0.25, 0.5  # k-hat: of weights that want nothing, and of those that are worth little to an error bar
+WELL = 0.8  # ESS per draw of a mixture that may stay as it is
+LAST = 8000  # draws that widths are compared by
+LAST_SHARE = 0.7  # of a budget
+AGAIN = 2  # times that refining begins anew where those draws found the mixture torn
 
 
 class Draw(NamedTuple):
@@ -80,6 +86,29 @@ def refine(target: Target, first: Draw, modes: int, stream: Stream, run: Run) ->
             best = max(best, rounds[-1], key=lambda d: d.score)
             bar.update(1, ESS=best.ess, evaluations=run.ledger.total)
     return best
+
+
+def finished(target: Target, first: Draw, modes: int, stream: Stream, run: Run) -> Draw:
+    """Refined and widened; again from there where the last draws, which no round was chosen by, found the mixture torn."""
+    found: list[Draw] = []
+    while len(found) <= AGAIN and (not found or (found[-1].khat > TORN and target.dim <= REFINED_UP_TO)):
+        here = stream.child(f"pass {len(found)}") if found else stream
+        best = refine(target, found[-1] if found else first, modes, here, run)
+        found.append(widened(target, best, here.child("widths").rng(run.backend.dtype, run.backend.device), run))
+    return min(found, key=lambda d: max(d.khat, CALM))
+
+
+def widened(target: Target, best: Draw, rng: Rng, run: Run) -> Draw:
+    """The mixture with all its components a little wider, where its weights say that it is too thin: 4% in 31 dimensions cost a twentieth
+    of the ESS and took k-hat from .43 to .26 (a regression), from .55 to .28 (two wells leaning towards each other)."""
+    if run.must_stop(LAST, LAST_SHARE):
+        return best
+    tried = [pilot(target, best.proposal, LAST, rng, run)]
+    for width in WIDTHS if tried[0].khat > CALM or tried[0].ess < WELL else ():
+        if run.must_stop(LAST, LAST_SHARE):
+            break
+        tried.append(pilot(target, best.proposal.wider(1 + width / math.sqrt(best.proposal.dim)), LAST, rng, run))
+    return max(tried, key=lambda d: d.ess * math.exp(min(CALM - d.khat, 0.0) / (TORN - CALM) * 2))
 
 
 def _improved(rounds: list[Draw], modes: int, rng: Rng) -> Any:

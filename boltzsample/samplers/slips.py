@@ -25,11 +25,11 @@ from boltzsample.kernels.adapt import moved
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.localization import localized, window_flags
-from boltzsample.samplers.localized import FIRST, TRIALS, Ends, Guide, calibrate, memberships, paths
+from boltzsample.samplers.localized import FIRST, TRIALS, Ends, Guide, calibrate, memberships, path_price, paths
 from boltzsample.samplers.mixture_is import FORGOTTEN, MixtureIS
-from boltzsample.samplers.pool import pool, reshared
+from boltzsample.samplers.pool import NOISE, pool, reshared
 from boltzsample.samplers.posterior import Inner, Spent, Units
-from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags, no_look
+from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
 from boltzsample.samplers.unweighted import localization
 from boltzsample.samplers.walks import Fitted, sample_walks
 from boltzsample.samplers.window import Window
@@ -42,14 +42,15 @@ PILOT_SHARE = 0.1  # of what the budget has left, for each pilot
 GUESS = 1000  # draws, to share out a budget by
 SHARE = 0.7  # of what the budget has left, for so many draws
 LEVELS = 8
-NOISE, DATA = 3.0, 0.3  # first and last noise level, in widths of a mode
+DATA = 0.3  # the last noise level, in widths of a mode
 CHEAPER = ((4, 2, 1), (2, 2, 1), (1, 2, 1))  # levels, chains, transitions where the budget is small
 
 
 @dataclass(frozen=True, eq=False)
 class SLIPS(Sampler):
     """Paths from noise to the target. levels: noise levels, by default 8 between 3 and .3 widths of a mode (64 steps where weights=False).
-    inner: the posterior chains. explorer: of the pool. schedule, corrector (Langevin steps on y at each level): where weights=False.
+    inner: the posterior chains. explorer: of the pool. reshare: a pilot's weights replace the pool's shares of the modes. schedule,
+    corrector (Langevin steps on y at each level): where weights=False.
 
     `fit` fills, for each replicate, `guides` (all that the paths need, frozen), `units`, `pilots` (ESS of the last pilot), and as
     MixtureIS does `found`, `forgotten` and `explored`; where weights=False `fitted` and `windows`. Its `data`: draws to make the pool of,
@@ -70,6 +71,7 @@ class SLIPS(Sampler):
     explorer: Explorer = field(default_factory=Explorer)
     schedule: Schedule = field(default_factory=Localization)
     corrector: int = 0
+    reshare: bool = True
     guides: tuple[Guide, ...] = field(default=(), repr=False)
     units: tuple[Diagonal | Dense, ...] = field(default=(), repr=False)
     inners: tuple[Inner, ...] = field(default=(), repr=False)
@@ -125,10 +127,10 @@ class SLIPS(Sampler):
             bar.update(1, evaluations=run.ledger.total)
         w = torch.softmax(ends.log_w.nan_to_num(-torch.inf), 0)
         ess = float(1 / w.square().sum()) / len(w)
-        if bool(w.isfinite().all()):
+        if self.reshare and bool(w.isfinite().all()):
             mass = (memberships(guide.mixture, ends.x) * w[:, None]).sum(0)
             guide = replace(guide, mixture=reshared(guide.mixture, mass))
-        return guide, view.map, inner, ess, own.found, own.forgotten, own.explored._replace(x=own.explored.x[:0])
+        return guide, view.map, inner, ess, own.found, own.forgotten, own.explored
 
     def _affordable(self, dim: int, run: Run) -> tuple[int, Inner]:
         """Levels and chains, fewer where the budget is small."""
@@ -165,9 +167,10 @@ class SLIPS(Sampler):
         to = replace(run.backend, dtype=torch.float64)
         guide, inner = moved(self.guides[r_own], to), moved(self.inners[r_own], to)
         view = Units(target, moved(self.units[r_own], to), run.backend.dtype)
-        price = inner.price(guide.steps, FIRST) + 1
+        price = path_price(guide, inner)
         n, flags = _within_budget(n, price, run)
         parts: list[Ends] = []
+        moves = [0.0, 0]
         for b, first in enumerate(range(0, n, BLOCK)):
             size = min(BLOCK, n - first)
             if parts and (why := run.must_stop(size * price)) is not None:
@@ -177,6 +180,9 @@ class SLIPS(Sampler):
             ends, spent = paths(view, guide, inner, size, rng)
             _account(run, "sampling", spent, inner, size)
             parts.append(ends)
+            moves = [moves[0] + spent.accepted, moves[1] + spent.transitions]
+        said = f"acceptance {moves[0] / moves[1]:.2f}, " if moves[1] else ""
+        flags.append(flag("INNER_CHAINS", detail=f"{said}at {guide.looks} of {guide.steps} levels, {price} evaluations per path"))
         ends = Ends(*(torch.cat(part) for part in zip(*parts, strict=True)))
         x = view.x(ends.x)
         if bool((ends.log_p == torch.inf).any()):
@@ -188,7 +194,7 @@ class SLIPS(Sampler):
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
         """log Z against another SMC run up the explorer's ladder, as mixture-is does."""
         if not self.weights:
-            return [no_look("unweighted walks have no second look of their own")] * len(replicates)
+            return super().second_look(target, replicates, run)
         return MixtureIS(explorer=self.explorer, explored=self.explored).second_look(target, replicates, run)
 
 
