@@ -10,7 +10,7 @@ PLANTED: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     ("ancestral: B for B^2", KERNELS, "C.square() * eye + B.square()", "C.square() * eye + B", (REVERSE,)),
     ("correlated: the determinant dropped", KERNELS, " - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)", "", (REVERSE,)),
     ("Euler: the linear drift dropped", KERNELS, "(1 - a.log()) * x", "x", (REVERSE,)),
-    ("exponential: 1 + a for a (1 + a)", KERNELS, "(a * (1 + a))", "(1 + a)", (REVERSE,)),
+    ("exponential: half the score", KERNELS, "2 * c.square() / (a", "c.square() / (a", (REVERSE,)),
     ("corrector: noise sqrt(h)", KERNELS, "(2 * h).sqrt())", "h.sqrt())", (REVERSE,)),
     ("score: alpha forgotten", KERNELS, "(alpha * denoiser(x / alpha, sigma / alpha).mean - x)", "(denoiser(x / alpha, sigma / alpha).mean - x)", (REVERSE,)),
     ("defense: its share left out of the weight", DEFENSE, "math.log1p(-share) - log_ratio", "-log_ratio", (REVERSE,)),

@@ -13,11 +13,14 @@ from torch import Tensor
 
 import boltzsample as bz
 from boltzsample import errors
+from boltzsample.flows.training import Training
+from boltzsample.samplers import diffusion, diffusion_latent
 from boltzsample.samplers.annealed_langevin import AnnealedLangevin
 from boltzsample.samplers.probability_flow import ProbabilityFlow
 from boltzsample.samplers.reverse import Corrected, EulerMaruyama
 from boltzsample.scores.objectives import Denoising
 from boltzsample.scores.training import ScoreTraining
+from tests.counted import Counted
 from tests.small import codes, normal, severity
 
 QUICK = bz.Diffusion(steps=16, training=ScoreTraining(steps=100, rounds=2, width=64, depth=2))
@@ -169,3 +172,24 @@ def test_the_path_ends_where_the_draws_are(fitted: bz.Result) -> None:
     bare = model.reverse.draw(4000, 2, bz.streams.Stream(1).rng()).x
     torch.testing.assert_close(places[-1].T.cov(), bare.T.cov(), rtol=0.1, atol=0.05)
     assert float(places[0].std()) == pytest.approx(math.sqrt(26), rel=0.05)
+
+
+def test_in_the_latent_space_of_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made to try a flow whatever the weights, and to take it: draws, log_prob, log Z and ledger are those of x all the same."""
+    monkeypatch.setattr(diffusion_latent, "POOR", 2.0)
+    monkeypatch.setattr(diffusion, "FlowIS", lambda: bz.FlowIS("realnvp", Training(steps=150, rounds=1)))
+
+    def banana(x: Tensor) -> Tensor:
+        return -0.5 * x[..., 0] ** 2 / 4 - 0.5 * (x[..., 1] - x[..., 0] ** 2) ** 2
+
+    target = bz.from_log_prob(banana, dim=2)
+    counted = Counted(target)
+    r = bz.sample(counted, replace(QUICK, training=replace(QUICK.training, rounds=0)), n=3000, seed=0)
+    assert r.sampler.flows[0] is not None and r.evaluations == counted.total
+    z, e = r.log_z(), r.expectation(lambda x: x[..., 1])
+    assert abs(float(z.value) - math.log(4 * math.pi)) < 4.5 * float(z.stderr) < 0.5
+    assert abs(float(e.value) - 4) < 4.5 * float(e.stderr)  # E x_0^2
+    torch.testing.assert_close(r.draws.log_prob, target.log_prob(r.draws.x), rtol=1e-9, atol=1e-9)
+    assert any("SMC" in w for w in r.draws.witnesses)
+    found = r.sampler.bounds(target, torch.randn(50, 2, dtype=torch.float64))
+    assert found.gap > 0

@@ -13,7 +13,7 @@ From both sides
 
     E_q log w <= log Z <= E_(pi prod b) log w                                    (`bounds`; the upper side takes draws of the target)
 
-Without a density there are draws, but no weights (`from_draws`). Sohl-Dickstein et al. (2015), ICML; Song et al. (2021),
+Without a density there are draws, but no weights (`bz.imitate`). Sohl-Dickstein et al. (2015), ICML; Song et al. (2021),
 arXiv:2011.13456; He et al. (2025), arXiv:2502.06685 (tempering, then diffusion); De Bortoli et al. (2024), arXiv:2402.08667.
 """
 
