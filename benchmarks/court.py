@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.court_cases import COSTS, END_TO_END, GIVEN, TRIALS, UNTRAINED, Trial, cases, measured_costs, shard, trains
+from benchmarks.court_cases import COSTS, END_TO_END, GIVEN, TRIALS, UNTRAINED, Trial, cases, costs, measured_costs, shard, trains
 from benchmarks.court_controls import REPEATS, hearings, outcomes
 from benchmarks.court_runs import Adjourned, Docket, append, here, read
 from benchmarks.court_table import Ruling, court, rulings, tables
@@ -77,7 +77,7 @@ def chosen(args: argparse.Namespace) -> list[Trial]:
 def run(args: argparse.Namespace) -> int:
     """Hear the cases that the file lacks, then print the tables; 1 where a promise is broken."""
     if args.costs:
-        COSTS.write_text(json.dumps(measured_costs(read(args.costs)), indent=1) + "\n", encoding="utf-8")
+        COSTS.write_text(json.dumps({**costs(), **measured_costs(read(args.costs))}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return 0
     if args.table:
         found = court(read(args.table))
@@ -142,5 +142,5 @@ def add_command(commands: Any) -> None:
     for name in ("chains", "n", "warmup", "thin"):
         parser.add_argument(f"--{name}", type=int, help="instead of the case's own")
     parser.add_argument("--controls", action="store_true", help="only the negative controls")
-    parser.add_argument("--costs", type=Path, nargs="+", metavar="FILE", help=f"write {COSTS.name} from the lines of these files")
+    parser.add_argument("--costs", type=Path, nargs="+", metavar="FILE", help=f"bring {COSTS.name} up to date from these lines")
     parser.set_defaults(run=run)
