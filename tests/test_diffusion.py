@@ -19,6 +19,7 @@ from boltzsample.samplers.annealed_langevin import AnnealedLangevin
 from boltzsample.samplers.probability_flow import ProbabilityFlow
 from boltzsample.samplers.reverse import Corrected, EulerMaruyama
 from boltzsample.scores.objectives import Denoising
+from boltzsample.scores.pool import Pool
 from boltzsample.scores.training import ScoreTraining
 from tests.counted import Counted
 from tests.small import codes, normal, severity
@@ -193,3 +194,13 @@ def test_in_the_latent_space_of_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("SMC" in w for w in r.draws.witnesses)
     found = r.sampler.bounds(target, torch.randn(50, 2, dtype=torch.float64))
     assert found.gap > 0
+
+
+def test_heavy_tails_are_told_from_far_modes() -> None:
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(20_000, 2, generator=g, dtype=torch.float64)
+    far = torch.where(torch.rand(20_000, 1, generator=g) < 0.5, z + 9, z - 9)
+    funnel = torch.stack([3 * z[:, 0], (1.5 * z[:, 0]).exp() * z[:, 1]], 1)
+    group = torch.arange(20_000)
+    said = [diffusion_latent.heavy_tailed(Pool(x, None, None, None, group, 0.1, 5.0)) for x in (z, far, funnel)]
+    assert said == [False, False, True]

@@ -3,7 +3,7 @@
     pool      particles of an SMC up from the wide base (explore.py), or the user's own draws: wrong masses of far modes do no harm
     score     a denoiser D(z, s) of the noised pool, trained in whitened units z on draws and gradients (scores/), in later rounds on
               its own weighted draws, which unlike particles are independent
-    flow      where weights stay poor all the same (a funnel, say): a flow trained by reverse KL, and all of it in its latent space
+    flow      where tails are heavy (a funnel) or weights stay poor: a flow trained by reverse KL, and all of it in its latent space
     paths     z_0 ~ N(0, 1 + s_0^2) through K levels by kernels N(A z_k + B D, C^2 + B^2 S), S learned, calibrated on held-out draws
     weights   log w = log p(x) - log q(path),     q = .9 q_0 prod_k f_k + .1 t_5 prod_k b_k
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -35,9 +35,9 @@ from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.annealed_langevin import AnnealedLangevin
 from boltzsample.samplers.defended import Defended, defended
 from boltzsample.samplers.diffusion_guide import Guided
-from boltzsample.samplers.diffusion_latent import latent_run, poor, short
-from boltzsample.samplers.diffusion_pool import NOISE, by_dimension, given, whitened_pool
-from boltzsample.samplers.explore import Explored, Explorer
+from boltzsample.samplers.diffusion_latent import heavy_tailed, latent_run, poor, short
+from boltzsample.samplers.diffusion_pool import NOISE, Climbed, by_dimension, given, whitened_pool
+from boltzsample.samplers.explore import Explorer
 from boltzsample.samplers.flow_is import FlowIS
 from boltzsample.samplers.mixture_is import POWER, compared
 from boltzsample.samplers.path_bounds import Bounds, path_bounds
@@ -59,19 +59,12 @@ SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be sha
 DEFENDED_UP_TO = 8  # dimensions; beyond, a wide law hardly ever meets the target
 
 
-class Climbed(NamedTuple):
-    """An explorer, and what it saw: a ladder to climb again."""
-
-    explorer: Explorer
-    seen: Explored
-
-
 @dataclass(frozen=True, eq=False)
 class Diffusion(Sampler):
     """Weighted ends of diffusion paths. steps K; rule: the kernels (reverse.py); training: of the denoiser; explorer: of the pool (None: by
-    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1, up to eight dimensions);
-    weighted: False for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING). flow: whether one may be trained, where
-    weights stay poor, for all to happen in its latent space. For each replicate `fit` fills `models`, `ways` (of the explorers), `flows`.
+    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1, up to eight dimensions); weighted: False
+    for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING); flow: whether one may be trained where tails are heavy
+    or weights poor, for all to happen in its latent space. For each replicate `fit` fills `models`, `ways` (of the explorers), `flows`.
 
     >>> import boltzsample as bz
     >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 4).square().sum(-1), 0.7 - (x + 4).square().sum(-1)), dim=2)
@@ -152,17 +145,18 @@ class Diffusion(Sampler):
     # ---- fitting ----
 
     def _fitted(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Climbed | None, Flow | None]:
-        """In x; and where the weights are poor, in the latent space of a flow as well: the better lower bound of log Z stays."""
-        model, way = self._taught(target, run, data)
-        if not self.flow or data is not None or not run.starts.has_gradient or not poor(model) or short(run):
+        """In x; and where weights are poor or tails heavy, in the latent space of a flow as well: the better lower bound of log Z stays."""
+        model, way, heavy = self._taught(target, run, data)
+        if not self.flow or data is not None or not run.starts.has_gradient or not (heavy or poor(model)) or short(run):
             return model, way, None
         (flow,) = FlowIS().trained(target, replace(run, replicates=1), None)
         inside = latent_run(replace(run, stream=run.stream.child("latent")), target.dim)
-        other, climbed = self._taught(Pullback(target, flow), inside, None)
+        other, climbed, _ = self._taught(Pullback(target, flow), inside, None)
         better = other.looks[-1].found.get("elbo", -math.inf) > model.looks[-1].found.get("elbo", -math.inf)
         return (other, climbed, flow) if better else (model, way, None)
 
-    def _taught(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Climbed | None]:
+    def _taught(self, target: Target, run: Run, data: Draws | None) -> tuple[ScoreModel, Climbed | None, bool]:
+        """A model, the way of its pool, and whether that has heavy tails."""
         way = None
         if data is None:
             explorer = self._explorer(target, run)
@@ -171,7 +165,8 @@ class Diffusion(Sampler):
         else:
             x, log_w, group = given(data, target, run)
         pool, map = whitened_pool(target, x, log_w, group, run)
-        return self.learned(target, pool, map, run), None if way is None else Climbed(way.explorer, way.seen._replace(x=way.seen.x[:0]))
+        done = None if way is None else Climbed(way.explorer, way.seen._replace(x=way.seen.x[:0]))
+        return self.learned(target, pool, map, run), done, heavy_tailed(pool)
 
     def learned(self, target: Target | None, pool: Pool, map: Diagonal | Dense, run: Run) -> ScoreModel:
         """What a pool teaches; without a target nobody looks at weights."""

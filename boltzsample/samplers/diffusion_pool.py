@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from boltzsample.draws import Draws
 from boltzsample.errors import InitFailed, ShapeError
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.samplers.explore import Explorer
+from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.sampler import Run
 from boltzsample.scores.pool import Pool
 from boltzsample.target import Target, log_prob_and_grad
@@ -23,6 +24,13 @@ AT_ONCE = 10_000  # points
 DENSE_FROM = 10  # draws a dimension
 FEWEST = 10  # draws
 FEWEST_GROUPS = 50  # of draws that are held out together
+
+
+class Climbed(NamedTuple):
+    """An explorer, and what it saw: a ladder to climb again."""
+
+    explorer: Explorer
+    seen: Explored
 
 
 def whitened_pool(target: Target, x: Tensor, log_w: Tensor | None, group: Tensor, run: Run) -> tuple[Pool, Diagonal | Dense]:
