@@ -157,6 +157,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mixture-is: Student's scale forgotten in the density", "mixture.py", "math.log(nu * math.pi * c2)", "math.log(nu * math.pi)", ("tests/test_mixture.py",)),
     Mutant("mixture-is: log-det with the wrong sign", "mixture.py", "self.log_share - self.log_det +", "self.log_share + self.log_det +", ("tests/test_mixture.py",)),
     Mutant("mixture-is: what was forgotten is not told", "samplers/mixture_is.py", "if max(self.forgotten, default=0.0) > FORGOTTEN:", "if False:", ("tests/test_mixture.py",)),
+    Mutant("mixture-is: never made wider", "samplers/refine.py", "for width in WIDTHS if", "for width in () if", ("tests/test_mixture.py",)),
+    Mutant("adapt: leaving the support counts as an error of the integrator", "kernels/adapt.py", "a = torch.where(outside, EDGE, a)", "a = torch.where(outside, FLOOR, a)", ("tests/test_adapt.py",)),
     Mutant("mixture-is: improper densities pass", "improper.py", "SLOPE = -1.05", "SLOPE = 1e9", ("tests/test_improper.py",)),
     Mutant("SMC: one resampling too few in the variance", "samplers/cloud.py", "(self.resampled[:, None] + 1.0)", "self.resampled[:, None]", ("tests/test_smc.py::test_each_variance_is_what_it_says",)),
     Mutant("weights: the base is N(0, I) when it is not", "flows/base.py", "return torch.logaddexp(narrow, wide)", "return narrow", ("tests/test_flows.py",)),
