@@ -14,7 +14,7 @@ import boltzsample as bz
 from boltzsample import backend
 from boltzsample.backend import Backend, Stepper, halved, is_out_of_memory, make_backend
 from boltzsample.errors import DeviceError, DtypeError
-from boltzsample.kernels import HMC, chains
+from boltzsample.kernels import HMC, chains, transitions
 from boltzsample.maps import Diagonal
 from boltzsample.streams import LANE, Stream
 from boltzsample.views import Pullback
@@ -160,7 +160,7 @@ def _small_machine(lanes: int, error: Exception) -> Callable[..., Any]:
     return advance
 
 
-_advance = chains.advance
+_advance = transitions.advance
 MANY = replace(SMALL, chains=5 * LANE, warmup=20, kernel=bz.MALA())
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 
@@ -168,20 +168,20 @@ ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPU
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu"])
 def test_out_of_memory_gives_the_draws_of_a_smaller_chunk(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     by_lane = sample(normal(), MANY, chunk=1, witness=False)
-    monkeypatch.setattr(chains, "advance", _small_machine(1, error))
+    monkeypatch.setattr(transitions, "advance", _small_machine(1, error))
     split = sample(normal(), MANY, witness=False)
     assert torch.equal(split.draws.x, by_lane.draws.x)
     assert "OOM_SPLIT" in codes(split) and "OOM_SPLIT" not in codes(by_lane)
 
 
 def test_out_of_memory_below_one_lane_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chains, "advance", _small_machine(0, torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(transitions, "advance", _small_machine(0, torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
         sample(normal(), MANY, witness=False)
 
 
 def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chains, "advance", _small_machine(1, RuntimeError("shape '[2]' is invalid")))
+    monkeypatch.setattr(transitions, "advance", _small_machine(1, RuntimeError("shape '[2]' is invalid")))
     with pytest.raises(RuntimeError, match="shape"):
         sample(normal(), MANY, witness=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,81 +16,14 @@ from torch import Tensor
 from boltzsample.backend import ONE_LOOP, Backend, Doubt, Stepper, copy_serially, halved, is_out_of_memory, parallel
 from boltzsample.errors import PositiveInfinityError
 from boltzsample.kernels.kernel import Kernel, Noise
+from boltzsample.kernels.transitions import Meter, Path, glide, travel
 from boltzsample.streams import LANE, Stream, block_steps
-from boltzsample.target import Bare, Target, compilable
+from boltzsample.target import Target, compilable
 from boltzsample.views import Pullback
 
 T = TypeVar("T")
 MANY = 2**16  # numbers in a batch from which a graph's call costs nothing beside its memory traffic
 MANY_GLIDING = 2**17  # the same where leapfrogs stay in registers
-
-
-class Meter(NamedTuple):
-    """Running counts of what the chains did, per chain."""
-
-    moves: Tensor  # (*batch) accepted proposals
-    divergent: Tensor  # (*batch) diverged trajectories
-    nan: Tensor  # (*batch) proposals whose log_prob was NaN
-    posinf: Tensor  # (*batch) proposals whose log_prob was +inf
-    bad_x: Tensor  # (*batch, dim) in z: the last point of +inf, else the last of NaN
-
-    @staticmethod
-    def zeros(like: Tensor) -> Meter:
-        n = torch.zeros(like.shape[:-1], dtype=torch.int64, device=like.device)
-        return Meter(n, n, n, n, torch.full_like(like, torch.nan))
-
-
-def advance(kernel: Kernel, target: Target, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Tensor]:
-    """One transition, metered. Returns the new state, the new meter and each chain's acceptance probability."""
-    state, info = kernel.step(target, state, noise)
-    nan = torch.isnan(info.log_p) & info.x.isfinite().all(-1)  # an integrator that overflowed is no fault of the density
-    posinf = torch.isposinf(info.log_p)
-    meter = Meter(
-        meter.moves + info.accepted,
-        meter.divergent + info.divergent,
-        meter.nan + nan,
-        meter.posinf + posinf,
-        torch.where((posinf | (nan & (meter.posinf == 0)))[..., None], info.x, meter.bad_x),
-    )
-    return state, meter, info.accept_prob
-
-
-class Path(NamedTuple):
-    """A few transitions: positions in x (k, *batch, dim), log_prob there and acceptance probabilities (k, *batch)."""
-
-    x: Tensor
-    log_p: Tensor
-    accept_prob: Tensor
-
-
-def travel(kernel: Kernel, target: Pullback, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Path]:
-    """As many transitions in z as the noise (k, *batch, ...) has. This is what is compiled: one graph for all k."""
-    steps = []
-    for t in range(noise.uniform.shape[0]):
-        state, meter, accept = advance(kernel, target, state, meter, type(noise)(*(part[t] for part in noise)))
-        x, log_det = target.map.push(state.x)
-        steps.append(Path(x, state.log_p - log_det, accept))
-    return state, meter, _stacked(steps)
-
-
-def glide(kernel: Kernel, target: Pullback, state: Any, meter: Meter, noise: Noise) -> tuple[Any, tuple[Tensor, Tensor], Path, Tensor]:
-    """`travel` without masks of NaN: state, moves and divergences, Path, and whether they are right.
-
-    They are where no log r was NaN and no log_prob +inf: then no gradient was NaN, and there was nothing else to meter.
-    """
-    bare = Bare(Pullback(Bare(target.target), target.map))
-    moves, divergent, right, steps = meter.moves, meter.divergent, [], []
-    for t in range(noise.uniform.shape[0]):
-        state, info = kernel.step(bare, state, type(noise)(*(part[t] for part in noise)))
-        moves, divergent = moves + info.accepted, divergent + info.divergent
-        right.append((~info.lost & (info.log_p < torch.inf)).all())
-        x, log_det = target.map.push(state.x)
-        steps.append(Path(x, state.log_p - log_det, info.accept_prob))
-    return state, (moves, divergent), _stacked(steps), torch.stack(right).all()
-
-
-def _stacked(steps: list[Path]) -> Path:
-    return Path(*(part[0][None] if len(part) == 1 else torch.stack(part) for part in zip(*steps, strict=True)))
 
 
 Step = Callable[..., tuple[Any, Meter, Path]]
@@ -187,7 +120,8 @@ class Chains:
     @property
     def glides(self) -> bool:
         """Whether the quick way is open: compiled, and on the CPU, where asking how it went costs nothing."""
-        return self.stepper.compiled and getattr(self.kernel, "keeps_nan", False) and self.backend.device.type == "cpu"
+        compiled = self.stepper.compiled and self.glider.compiled
+        return compiled and getattr(self.kernel, "keeps_nan", False) and self.backend.device.type == "cpu"
 
     def check(self) -> None:
         """Raise PositiveInfinityError where a proposal had log_prob = +inf."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from boltzsample.flags import Severity, flag
 from boltzsample.kernels import HMC
 from boltzsample.kernels.adapt import DualAveraging, Moments, efficiency, with_step
-from boltzsample.kernels.chains import Chains, Path
+from boltzsample.kernels.chains import Chains
+from boltzsample.kernels.transitions import Path
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run
 
