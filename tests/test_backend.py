@@ -61,7 +61,7 @@ def test_the_compile_rule_is_a_function_of_the_plan() -> None:
 
 
 def _no_compiler(message: str) -> Callable[..., Any]:
-    def compile_whole(fn: Any) -> Any:
+    def compile_whole(fn: Any, *options: Any) -> Any:
         def call(*args: Any) -> Any:
             raise NotImplementedError(message)
 
@@ -93,7 +93,7 @@ def test_a_run_without_a_compiler_is_the_eager_run(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_users_error_is_not_blamed_on_the_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(backend, "compile_whole", lambda fn: fn)
+    monkeypatch.setattr(backend, "compile_whole", lambda fn, *options: fn)
 
     def broken(x: int) -> int:
         raise KeyError("mine")
@@ -110,7 +110,7 @@ def test_running_out_of_memory_is_no_reason_to_go_eager(monkeypatch: pytest.Monk
         calls.append(x)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(backend, "compile_whole", lambda fn: fn)
+    monkeypatch.setattr(backend, "compile_whole", lambda fn, *options: fn)
     step = Stepper(hungry, compile=True)
     with pytest.raises(torch.OutOfMemoryError):
         step(1)
@@ -123,7 +123,7 @@ def test_transitions_made_several_at_a_time_are_the_same(monkeypatch: pytest.Mon
     """A compiled graph makes several transitions; here the compiler is the identity."""
     method = replace(SMALL, kernel=bz.MALA(), thin=thin)
     eager = sample(normal(), method, n, compile=False, witness=False)
-    monkeypatch.setattr(backend, "compile_whole", lambda fn: fn)
+    monkeypatch.setattr(backend, "compile_whole", lambda fn, *options: fn)
     strides = sample(normal(), method, n, compile=True, witness=False)
     assert torch.equal(eager.draws.x, strides.draws.x) and torch.equal(eager.draws.log_prob, strides.draws.log_prob)
     assert eager.ledger == strides.ledger and torch.equal(eager.draws.moves, strides.draws.moves)
