@@ -58,7 +58,7 @@ class Mutant:
 
 
 RW, LMC, HAM = "kernels/random_walk.py", "kernels/langevin.py", "kernels/hamiltonian.py"
-COIN, LOOP, ADJUSTED = "kernels/kernel.py", "kernels/chains.py", "samplers/mcmc.py"
+COIN, MOVES, LOOP, ADJUSTED = "kernels/kernel.py", "kernels/transitions.py", "kernels/chains.py", "samplers/mcmc.py"
 BOTH = "(log_p_y + log_q_x_given_y) - (log_p_x + log_q_y_given_x)"
 ENERGY = "(log_p - kinetic) - (state.log_p - kinetic0)"
 RATIO = f"log_r = {BOTH}\n\n        return metropolis("
@@ -122,7 +122,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("coin: infinite density accepted", COIN, "(torch.log(uniform) < log_r) & legal", "torch.log(uniform) < log_r"),
     Mutant("coin: u for log u", COIN, "(torch.log(uniform) < log_r)", "(uniform < log_r)"),
     Mutant("coin: min(1, r^.9)", COIN, "(torch.log(uniform) < log_r)", "(torch.log(uniform) < 0.9 * log_r)"),
-    Mutant("loop: NaN not counted", LOOP, "meter.nan + nan", "meter.nan"),
+    Mutant("loop: NaN not counted", MOVES, "meter.nan + nan", "meter.nan"),
     Mutant("Pullback: no Jacobian in log_prob", "views.py", "return self.target.log_prob(x) + log_det", "return self.target.log_prob(x)"),
     Mutant("Pullback: no Jacobian in one pass", "views.py", "return log_p + log_det, vjp(grad)", "return log_p, vjp(grad)"),
     Mutant("Pullback: gradient not pulled back", "views.py", "return log_p + log_det, vjp(grad)", "return log_p + log_det, grad"),
@@ -139,7 +139,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("streams: blocks repeat", LOOP, '"lane", lane, "block", block', '"lane", lane', (COURT,)),
     Mutant("starts: replicates share theirs", "samplers/starts.py", 'stream.child("start", r, lane, attempt)', 'stream.child("start", lane, attempt)', (COURT,)),
     Mutant("mcmc: goes on adapting while sampling", ADJUSTED, "            trace.add(path, thin)\n", "            trace.add(path, thin)\n            chains.retune(replace(chains.kernel, h=chains.kernel.h * (0.5 + path.accept_prob.mean())))\n", (COURT,)),
-    Mutant("mcmc: log_prob left in z", LOOP, "Path(x, state.log_p - log_det, accept)", "Path(x, state.log_p, accept)", (COURT,)),
+    Mutant("mcmc: log_prob left in z", MOVES, "Path(x, state.log_p - log_det, accept)", "Path(x, state.log_p, accept)", (COURT,)),
     Mutant("bars: se / 1.5 between chains", "estimates/chains.py", "stderr = y.std(0) / math.sqrt(m)", "stderr = y.std(0) / math.sqrt(m) / 1.5", (COURT, BARS)),
     Mutant("bars: within-chain tau halved", "estimates/chains.py", "torch.nan_to_num(2 * total - 1, nan=1.0)", "torch.nan_to_num(total, nan=1.0)", (BARS,)),
     Mutant("bars: normal for t", "estimates/intervals.py", "t = float(special.stdtrit(n - 1, 0.975))", "t = 1.96", (BARS,)),

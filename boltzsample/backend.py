@@ -27,6 +27,11 @@ T = TypeVar("T")
 
 COMPILE_FROM = 10_000  # planned transitions from which 2-19 s of compiling are paid back
 INDUCTOR: dict[str, Any] = {"realize_opcount_threshold": 1, "realize_reads_threshold": 1}  # else unrolled leapfrogs inline into themselves
+ONE_LOOP: dict[str, Any] = {  # small expressions inline, so that gradient and leapfrog have the same loops and become one
+    "realize_opcount_threshold": 8,
+    "realize_reads_threshold": 2,
+    "cpp.enable_floating_point_contract_flag": "fast",  # multiply-adds: a leapfrog is a chain of them
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class Backend:
             log.warning("compile=True, but this density is computed outside of what torch.compile can see; running eagerly")
         return replace(self, compile=False)
 
-    def stepper(self, fn: Callable[..., T], transitions: int) -> Stepper[T]:
-        return Stepper(fn, self.compiles(transitions))
+    def stepper(self, fn: Callable[..., T], transitions: int, options: dict[str, Any] | None = None) -> Stepper[T]:
+        return Stepper(fn, self.compiles(transitions), options)
 
 
 def make_backend(
@@ -91,6 +96,22 @@ class Stepper(Generic[T]):
             log.warning("torch.compile failed (%s); running eagerly", _first_line(error))
             self.compiled, self._call = False, self.eager
             return result
+
+
+@dataclass
+class Doubt:
+    """When a quick way that may fail is worth another try: after k failures, 2^k - 1 times not."""
+
+    failures: int = 0
+    left: int = 0
+
+    def tries(self) -> bool:
+        self.left = max(0, self.left - 1)
+        return self.left == 0
+
+    def failed(self) -> None:
+        self.failures += 1
+        self.left = 2**self.failures
 
 
 def _first_line(error: Exception) -> str:

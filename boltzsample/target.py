@@ -50,6 +50,8 @@ def log_prob_and_grad(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
     would have to compute it at every point.)
     """
     log_p, grad = (t.detach() for t in as_given(target, x))  # a graph that leaks out would grow along a chain
+    if isinstance(target, Bare):
+        return log_p, grad
     return log_p, torch.where(grad == grad, grad, 0.0)  # torch.isnan is not vectorized by inductor
 
 
@@ -58,6 +60,26 @@ def as_given(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
     joint = getattr(target, "log_prob_and_grad", None)
     with torch.enable_grad():  # samplers run without; a user's own gradient may well call autograd
         return (target.log_prob(x), target.grad_log_prob(x)) if joint is None else cast("tuple[Tensor, Tensor]", joint(x))
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A target whose NaN gradients `log_prob_and_grad` leaves as they are, for those who throw away what a NaN has touched."""
+
+    target: Target
+
+    @property
+    def dim(self) -> int:
+        return self.target.dim
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.target.log_prob(x)
+
+    def grad_log_prob(self, x: Tensor) -> Tensor:
+        return self.target.grad_log_prob(x)
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return as_given(self.target, x)
 
 
 def readout(target: Target, x: Tensor) -> Tensor | dict[str, Tensor]:

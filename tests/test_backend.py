@@ -14,7 +14,7 @@ import boltzsample as bz
 from boltzsample import backend
 from boltzsample.backend import Backend, Stepper, halved, is_out_of_memory, make_backend
 from boltzsample.errors import DeviceError, DtypeError
-from boltzsample.kernels import HMC, chains
+from boltzsample.kernels import HMC, chains, transitions
 from boltzsample.maps import Diagonal
 from boltzsample.streams import LANE, Stream
 from boltzsample.views import Pullback
@@ -61,7 +61,7 @@ def test_the_compile_rule_is_a_function_of_the_plan() -> None:
 
 
 def _no_compiler(message: str) -> Callable[..., Any]:
-    def compile_whole(fn: Any) -> Any:
+    def compile_whole(fn: Any, *options: Any) -> Any:
         def call(*args: Any) -> Any:
             raise NotImplementedError(message)
 
@@ -93,7 +93,7 @@ def test_a_run_without_a_compiler_is_the_eager_run(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_users_error_is_not_blamed_on_the_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(backend, "compile_whole", lambda fn: fn)
+    monkeypatch.setattr(backend, "compile_whole", lambda fn, *options: fn)
 
     def broken(x: int) -> int:
         raise KeyError("mine")
@@ -110,7 +110,7 @@ def test_running_out_of_memory_is_no_reason_to_go_eager(monkeypatch: pytest.Monk
         calls.append(x)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(backend, "compile_whole", lambda fn: fn)
+    monkeypatch.setattr(backend, "compile_whole", lambda fn, *options: fn)
     step = Stepper(hungry, compile=True)
     with pytest.raises(torch.OutOfMemoryError):
         step(1)
@@ -123,7 +123,7 @@ def test_transitions_made_several_at_a_time_are_the_same(monkeypatch: pytest.Mon
     """A compiled graph makes several transitions; here the compiler is the identity."""
     method = replace(SMALL, kernel=bz.MALA(), thin=thin)
     eager = sample(normal(), method, n, compile=False, witness=False)
-    monkeypatch.setattr(backend, "compile_whole", lambda fn: fn)
+    monkeypatch.setattr(backend, "compile_whole", lambda fn, *options: fn)
     strides = sample(normal(), method, n, compile=True, witness=False)
     assert torch.equal(eager.draws.x, strides.draws.x) and torch.equal(eager.draws.log_prob, strides.draws.log_prob)
     assert eager.ledger == strides.ledger and torch.equal(eager.draws.moves, strides.draws.moves)
@@ -160,7 +160,7 @@ def _small_machine(lanes: int, error: Exception) -> Callable[..., Any]:
     return advance
 
 
-_advance = chains.advance
+_advance = transitions.advance
 # diagonal: a matrix product of all lanes need not round as the products of one lane each (TRUST.md, RNG contract), and the chunk is
 # halved only after the chains are initialized
 MANY = replace(SMALL, chains=5 * LANE, warmup=20, kernel=bz.MALA(), dense=False)
@@ -170,20 +170,20 @@ ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPU
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu"])
 def test_out_of_memory_gives_the_draws_of_a_smaller_chunk(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     by_lane = sample(normal(), MANY, chunk=1, starts=[0.0, 0.0], witness=False)
-    monkeypatch.setattr(chains, "advance", _small_machine(1, error))
+    monkeypatch.setattr(transitions, "advance", _small_machine(1, error))
     split = sample(normal(), MANY, starts=[0.0, 0.0], witness=False)
     assert torch.equal(split.draws.x, by_lane.draws.x)
     assert "OOM_SPLIT" in codes(split) and "OOM_SPLIT" not in codes(by_lane)
 
 
 def test_out_of_memory_below_one_lane_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chains, "advance", _small_machine(0, torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(transitions, "advance", _small_machine(0, torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
         sample(normal(), MANY, witness=False)
 
 
 def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chains, "advance", _small_machine(1, RuntimeError("shape '[2]' is invalid")))
+    monkeypatch.setattr(transitions, "advance", _small_machine(1, RuntimeError("shape '[2]' is invalid")))
     with pytest.raises(RuntimeError, match="shape"):
         sample(normal(), MANY, witness=False)
 

@@ -291,7 +291,7 @@ def test_compiled_chains_stay_compiled_whatever_their_number(monkeypatch: pytest
     """A large batch goes step by step, but through its graph; only what is left of a stride goes eagerly."""
     for many, graphs in ((10**9, [4, 4]), (1, [1] * 9)):
         monkeypatch.setattr("boltzsample.kernels.chains.MANY", many)
-        moving = Chains.start(normal(), HMC(), UNIT, torch.zeros(1, 64, 2, dtype=torch.float64), Backend(compile=True), Stream(0), 0)
+        moving = Chains.start(normal(), MALA(), UNIT, torch.zeros(1, 64, 2, dtype=torch.float64), Backend(compile=True), Stream(0), 0)
         seen: list[int] = []
         moving.stepper._call = lambda *args, seen=seen, moving=moving: (seen.append(len(args[-1].uniform)), moving.stepper.eager(*args))[1]
         for _ in moving.strides(9, "draw", 4):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from boltzsample.backend import Backend, compile_whole
 from boltzsample.kernels import HMC, Independent, LocalThenIndependent
-from boltzsample.kernels.chains import Chains, Meter, advance
+from boltzsample.kernels.chains import Chains
+from boltzsample.kernels.transitions import Meter, advance
 from boltzsample.maps import Diagonal
 from boltzsample.streams import Stream
 from boltzsample.views import Pullback

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from boltzsample.adapters import from_log_prob
 from boltzsample.backend import compile_whole
 from boltzsample.kernels import HMC, MALA, ULA, ChainState, Noise, PointState, RandomWalk, StepInfo, metropolis
-from boltzsample.kernels.chains import Meter, advance
+from boltzsample.kernels.transitions import Meter, advance
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.streams import Stream
 from boltzsample.target import Target

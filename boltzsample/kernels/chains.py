@@ -7,69 +7,23 @@ chunk by chunk (whole lanes); everything that happened is metered inside the ste
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from boltzsample.backend import Backend, Stepper, copy_serially, halved, is_out_of_memory, parallel
+from boltzsample.backend import ONE_LOOP, Backend, Doubt, Stepper, copy_serially, halved, is_out_of_memory, parallel
 from boltzsample.errors import PositiveInfinityError
 from boltzsample.kernels.kernel import Kernel, Noise
+from boltzsample.kernels.transitions import Meter, Path, glide, travel
 from boltzsample.streams import LANE, Stream, block_steps
 from boltzsample.target import Target, compilable
 from boltzsample.views import Pullback
 
 T = TypeVar("T")
 MANY = 2**16  # numbers in a batch from which a graph's call costs nothing beside its memory traffic
-
-
-class Meter(NamedTuple):
-    """Running counts of what the chains did, per chain."""
-
-    moves: Tensor  # (*batch) accepted proposals
-    divergent: Tensor  # (*batch) diverged trajectories
-    nan: Tensor  # (*batch) proposals whose log_prob was NaN
-    posinf: Tensor  # (*batch) proposals whose log_prob was +inf
-    bad_x: Tensor  # (*batch, dim) in z: the last point of +inf, else the last of NaN
-
-    @staticmethod
-    def zeros(like: Tensor) -> Meter:
-        n = torch.zeros(like.shape[:-1], dtype=torch.int64, device=like.device)
-        return Meter(n, n, n, n, torch.full_like(like, torch.nan))
-
-
-def advance(kernel: Kernel, target: Target, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Tensor]:
-    """One transition, metered. Returns the new state, the new meter and each chain's acceptance probability."""
-    state, info = kernel.step(target, state, noise)
-    nan = torch.isnan(info.log_p) & info.x.isfinite().all(-1)  # an integrator that overflowed is no fault of the density
-    posinf = torch.isposinf(info.log_p)
-    meter = Meter(
-        meter.moves + info.accepted,
-        meter.divergent + info.divergent,
-        meter.nan + nan,
-        meter.posinf + posinf,
-        torch.where((posinf | (nan & (meter.posinf == 0)))[..., None], info.x, meter.bad_x),
-    )
-    return state, meter, info.accept_prob
-
-
-class Path(NamedTuple):
-    """A few transitions: positions in x (k, *batch, dim), log_prob there and acceptance probabilities (k, *batch)."""
-
-    x: Tensor
-    log_p: Tensor
-    accept_prob: Tensor
-
-
-def travel(kernel: Kernel, target: Pullback, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Path]:
-    """As many transitions in z as the noise (k, *batch, ...) has. This is what is compiled: one graph for all k."""
-    steps = []
-    for t in range(noise.uniform.shape[0]):
-        state, meter, accept = advance(kernel, target, state, meter, type(noise)(*(part[t] for part in noise)))
-        x, log_det = target.map.push(state.x)
-        steps.append(Path(x, state.log_p - log_det, accept))
-    return state, meter, Path(*(part[0][None] if len(part) == 1 else torch.stack(part) for part in zip(*steps, strict=True)))
+MANY_GLIDING = 2**17  # the same where leapfrogs stay in registers
 
 
 Step = Callable[..., tuple[Any, Meter, Path]]
@@ -87,7 +41,10 @@ class Chains:
     backend: Backend
     stream: Stream
     stepper: Stepper[tuple[Any, Meter, Path]]
+    glider: Stepper[tuple[Any, tuple[Tensor, Tensor], Path, Tensor]]
     rows: int = 0  # transitions made, counted in chains
+    again: int = 0  # transitions made in vain: met NaN, and were made again with masks
+    doubts: dict[int, Doubt] = field(default_factory=dict)  # by a chunk's first chain
     inits: int = 0  # states initialized, counted in chains
     split: bool = False
     buffer: Any = None  # a block of noise, of the kernel's own type
@@ -95,8 +52,9 @@ class Chains:
     @staticmethod
     def start(target: Target, kernel: Kernel, map: Any, x: Tensor, backend: Backend, stream: Stream, transitions: int) -> Chains:
         """Chains at x (replicates, chains, dim), about to make that many transitions."""
-        stepper = (backend if compilable(target) else backend.eager()).stepper(travel, transitions)
-        chains = Chains(target, kernel, map, None, Meter.zeros(x), backend, stream, stepper)
+        able = backend if compilable(target) else backend.eager()
+        steppers = able.stepper(travel, transitions), able.stepper(glide, transitions, ONE_LOOP)
+        chains = Chains(target, kernel, map, None, Meter.zeros(x), backend, stream, *steppers)
         return chains._init(x)
 
     def _init(self, x: Tensor) -> Chains:
@@ -157,7 +115,13 @@ class Chains:
 
     def stride(self, k: int) -> int:
         """k where a graph of several transitions pays, else 1: not eagerly, and not where their buffers leave the cache."""
-        return k if self.stepper.compiled and self.state.x.numel() <= MANY else 1
+        return k if self.stepper.compiled and self.state.x.numel() <= (MANY_GLIDING if self.glides else MANY) else 1
+
+    @property
+    def glides(self) -> bool:
+        """Whether the quick way is open: compiled, and on the CPU, where asking how it went costs nothing."""
+        compiled = self.stepper.compiled and self.glider.compiled
+        return compiled and getattr(self.kernel, "keeps_nan", False) and self.backend.device.type == "cpu"
 
     def check(self) -> None:
         """Raise PositiveInfinityError where a proposal had log_prob = +inf."""
@@ -200,11 +164,25 @@ class Chains:
         return path
 
     def _move(self, part: slice, noise: Noise, step: Step) -> tuple[Any, Meter, Path]:
-        if part.stop - part.start >= self.state.x.shape[1]:  # all of them: a dozen slices cost as much as a small graph
-            return step(self.kernel, Pullback(self.target, self.map), self.state, self.meter, noise)
-        state, meter = type(self.state)(*(s[:, part] for s in self.state)), Meter(*(m[:, part] for m in self.meter))
-        here = type(noise)(*(n[:, :, part] for n in noise))
-        return step(self.kernel, Pullback(self.target, self.map), state, meter, here)
+        state, meter, here = self.state, self.meter, noise
+        if part.stop - part.start < state.x.shape[1]:  # not for all of them: a dozen slices cost as much as a small graph
+            state, meter = type(state)(*(s[:, part] for s in state)), Meter(*(m[:, part] for m in meter))
+            here = type(noise)(*(n[:, :, part] for n in noise))
+        view = Pullback(self.target, self.map)
+        return (self._glide(part.start, view, state, meter, here) if step is self.stepper else None) or step(
+            self.kernel, view, state, meter, here
+        )
+
+    def _glide(self, first: int, view: Pullback, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Path] | None:
+        """The quick way; None where it is closed, not worth a try, or met NaN: then the same noise goes the careful way."""
+        if not self.glides or not (doubt := self.doubts.setdefault(first, Doubt())).tries():
+            return None
+        state, (moves, divergent), path, right = self.glider(self.kernel, view, state, meter, noise)
+        if bool(right):
+            return state, meter._replace(moves=moves, divergent=divergent), path
+        doubt.failed()
+        self.again += path.accept_prob.numel()
+        return None
 
     def _by_chunk(self, work: Callable[[slice], T], chains: int) -> list[T]:
         """work done for each chunk of chains; where memory runs out, all of it again in chunks half as large."""

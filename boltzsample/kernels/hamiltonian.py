@@ -16,6 +16,7 @@ another L is another graph, and jitter breaks the resonance of a fixed trajector
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -40,6 +41,7 @@ class HMC:
     h: Tensor = field(default_factory=first_step)
     L: int = 8
     jitter: float = 0.3
+    keeps_nan: ClassVar[bool] = True  # a NaN gradient on the way leaves p NaN to the end, and log r
     target_accept: float = 0.651  # of the harmonic mean over chains: Hoffman, Radul & Sountsov (2021)
 
     def __post_init__(self) -> None:

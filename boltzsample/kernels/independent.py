@@ -86,7 +86,7 @@ class Independent:
         new = ChainState(*(_choose(many, taken) for many in (*points, torch.cat([state.grad.unsqueeze(-2), grad], -2))))
         odd = (2 * torch.isposinf(log_p) + 1 * torch.isnan(log_p)).argmax(-1)  # the meter sees the worst candidate
         still = torch.zeros_like(taken, dtype=torch.bool)
-        info = StepInfo(accept_prob, taken > 0, still, _choose(z, odd), _choose(log_p, odd))
+        info = StepInfo(accept_prob, taken > 0, still, _choose(z, odd), _choose(log_p, odd), still)
         return new, info
 
 
@@ -138,4 +138,4 @@ class LocalThenIndependent:
         state, second = self.independent.step(target, state, Proposals(noise.fresh, noise.pick, noise.coin))
         odd = torch.isposinf(first.log_p) | (torch.isnan(first.log_p) & first.x.isfinite().all(-1))
         x, log_p = torch.where(odd[..., None], first.x, second.x), torch.where(odd, first.log_p, second.log_p)
-        return state, StepInfo(first.accept_prob, first.accepted | second.accepted, first.divergent, x, log_p)
+        return state, StepInfo(first.accept_prob, first.accepted | second.accepted, first.divergent, x, log_p, first.lost)

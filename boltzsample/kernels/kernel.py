@@ -47,6 +47,7 @@ class StepInfo(NamedTuple):
     divergent: Tensor  # (*batch) bool: the integrator left its region of validity
     x: Tensor  # (*batch, dim) the proposal
     log_p: Tensor  # (*batch) its log-density
+    lost: Tensor  # (*batch) bool: log r is NaN
 
 
 def first_step() -> Tensor:
@@ -96,7 +97,7 @@ def metropolis(state: S, proposal: S, log_r: Tensor, uniform: Tensor) -> tuple[S
     accepted = (torch.log(uniform) < log_r) & legal
     accept_prob = torch.where(legal, torch.nan_to_num(log_r, nan=-torch.inf).clamp(max=0.0).exp(), 0.0)
     chosen = (torch.where(_like(accepted, new), new, old) for new, old in zip(proposal, state, strict=True))
-    info = StepInfo(accept_prob, accepted, torch.zeros_like(accepted), proposal.x, proposal.log_p)
+    info = StepInfo(accept_prob, accepted, torch.zeros_like(accepted), proposal.x, proposal.log_p, torch.isnan(log_r))
     return type(state)(*chosen), info
 
 

@@ -19,8 +19,9 @@ from boltzsample.estimates.stationarity import nested_rhat
 from boltzsample.flags import Flag, Severity, flag
 from boltzsample.kernels import HMC, RandomWalk
 from boltzsample.kernels.adapt import moved
-from boltzsample.kernels.chains import Chains, Path
+from boltzsample.kernels.chains import Chains
 from boltzsample.kernels.langevin import ULA
+from boltzsample.kernels.transitions import Path
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run, Sampler, nan_flags

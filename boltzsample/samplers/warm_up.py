@@ -15,7 +15,8 @@ from torch import Tensor
 from boltzsample.flags import Severity, flag
 from boltzsample.kernels import HMC
 from boltzsample.kernels.adapt import DualAveraging, Moments, efficiency, with_step
-from boltzsample.kernels.chains import Chains, Path
+from boltzsample.kernels.chains import Chains
+from boltzsample.kernels.transitions import Path
 from boltzsample.progress import Progress
 from boltzsample.samplers.sampler import Run
 
@@ -40,19 +41,19 @@ def until_stopped(chains: Chains, n: int, name: str, run: Run, share: float = 1.
 
 def why_stop(chains: Chains, run: Run, share: float = 1.0, stride: int = 1) -> str | None:
     """The flag code that forbids one more stride, or None."""
-    one_more = chains.stride(stride) * sum(chains.kernel.price) * chains.state.log_p.numel()
+    one_more = chains.stride(stride) * sum(chains.kernel.price) * chains.state.log_p.numel() * (2 if chains.glides else 1)
     return run.must_stop(spent(chains) + one_more, share)
 
 
 def spent(chains: Chains) -> int:
     """Evaluations these chains have cost that are not in the ledger yet."""
-    return chains.rows * sum(chains.kernel.price) + chains.inits
+    return (chains.rows + chains.again) * sum(chains.kernel.price) + chains.inits
 
 
 def account(run: Run, phase: str, chains: Chains) -> None:
     """Write what these chains have cost into the ledger."""
     a, b = chains.kernel.price
-    run.ledger.add(phase, (a, b), chains.rows)
+    run.ledger.add(phase, (a, b), chains.rows + chains.again)
     run.ledger.add(phase, (1, 0) if b == 0 else (0, 1), chains.inits)
 
 
