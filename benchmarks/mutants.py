@@ -177,7 +177,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("log Z: of the last replicate", "estimates/evidence.py", "value = r * whole - (r - 1) * leave.mean()", "value = each[-1]", (REPLICATES, WEIGHTED)),
     Mutant("log Z: draws of weight 0 left out of n", "estimates/evidence.py", "    m = len(each)\n    whole", "    each = each[each.isfinite()]\n    m = len(each)\n    whole", (WEIGHTED,)),
     Mutant("noised: posterior covariance without the noise", "samplers/noised.py", "V = self.s.square() * 0.5 * (gain", "V = 0.5 * (gain", (PATHS,)),
-    Mutant("noised: the gain transposed", "samplers/noised.py", 'torch.einsum("njd,jed->nje", y[:, None] - self.m, self.gain)', 'torch.einsum("njd,jde->nje", y[:, None] - self.m, self.gain)', (PATHS,)),
+    Mutant("noised: means drawn to the wrong side", "samplers/noised.py", "y[:, None] - self.m, self.gain)", "self.m - y[:, None], self.gain)", (PATHS,)),
     Mutant("slips: widths drawn and not counted", "samplers/noised.py", "- 0.5 * square / c**2)", "- 0.5 * square)", (PATHS,)),
     Mutant("slips: widths counted and not drawn", "samplers/noised.py", "self.widths[self.which, None] * away", "away", (PATHS,)),
     Mutant("slips: each path weighed by the narrow law alone", "samplers/localized.py", "(share[:, None] - path.log_ratio).logsumexp(0)", "(share[:, None] - path.log_ratio)[0]", (PATHS,)),
