@@ -2,7 +2,7 @@
 
 - LOG_Z_SPREAD: the standard deviation of log Zhat_u. Up to .7 the intervals between 16 lognormal units cover .92 and more, at 1 they
   cover .89 (20,000 simulations each); but Zhat_u of particles that lag behind in a heavy tail is more skewed than that: on a Student t_5
-  with one move a level 7 of 23 intervals held log Z where the spread was .5 to .7. The logarithm sees it at once, when sum Zhat_u
+  with one or two moves a level 7 of 23 intervals held log Z where the spread was .5 to .7. The logarithm sees it at once, when sum Zhat_u
   itself has not met its tail yet.
 - FEW_ANCESTORS: fewer than 30 of all first particles have descendants.
 - SE_MISCALIBRATED: the log Zhat_u spread more than each one's own relative variance V_u (Lee & Whiteley 2018) says,
