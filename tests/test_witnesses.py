@@ -81,7 +81,7 @@ def test_a_default_run_started_in_one_mode_meets_a_conflict() -> None:
 
 
 def test_each_replicate_is_judged_by_its_own_draws() -> None:
-    result = sample(FAR, replicates=2, **RIGHT)
+    result = sample(FAR, replicates=2, seed=1, **RIGHT)  # in 2 of 24 replicates of seeds 0 to 11 a chain crosses in its short warm-up
     assert all("WITNESS_CONFLICT" in codes(r) for r in result.replicates) and result.status == "untrusted"
     assert "WITNESS_CONFLICT" in codes(result)
 
