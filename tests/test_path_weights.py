@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boltzsample.samplers.path_weights import Gaussian, Path, walk, walk_back
+from boltzsample.samplers.path_weights import Gaussian, WeightedPath, walk, walk_back
 from boltzsample.schedules import VP
 from boltzsample.streams import Stream
 
@@ -43,14 +43,14 @@ class Exponential:
     def backward(self, k: int, x: Tensor) -> Gaussian:
         return Gaussian(x / self.growth[k], self.noise[k] / self.growth[k])
 
-    def run(self, seed: int = 0) -> Path:
+    def run(self, seed: int = 0) -> WeightedPath:
         rng = Stream(seed).rng()
         start = Gaussian(torch.zeros(N, 1).double(), torch.ones(()))
         x = start.draw(rng)
         return walk(x, start.log_prob(x), self.forward, self.backward, self.K, rng)
 
 
-def weighted(path: Path) -> tuple[Tensor, Tensor, Tensor]:
+def weighted(path: WeightedPath) -> tuple[Tensor, Tensor, Tensor]:
     """log Z, P(x > .25) weighted, and its delta-method standard error."""
     log_w = log_gamma(path.x) + path.log_ratio
     w = log_w.softmax(0)

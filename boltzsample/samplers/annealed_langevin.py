@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from boltzsample.samplers.path_weights import Path
+from boltzsample.samplers.path_weights import WeightedPath
 from boltzsample.samplers.reverse import Denoising, Reverse, score_at
 from boltzsample.schedules import Levels
 from boltzsample.streams import Rng
@@ -33,7 +33,7 @@ class Cooling:
     levels: Levels
     rule: AnnealedLangevin = AnnealedLangevin()
 
-    def draw(self, n: int, dim: int, rng: Rng) -> Path:
+    def draw(self, n: int, dim: int, rng: Rng) -> WeightedPath:
         start = Reverse(self.denoiser, self.levels).start(n, dim, rng)
         x, K = start.draw(rng), self.levels.steps
         for k in range(K):
@@ -42,4 +42,4 @@ class Cooling:
                 x = x + h * score_at(self.levels, k, x, self.denoiser) + (2 * h).sqrt() * rng.normal(n, dim)
         alpha = self.levels.alpha[K - 1].to(x)
         x = self.denoiser(x / alpha, self.levels.sigma[K - 1].to(x) / alpha).mean
-        return Path(x, torch.full((n,), math.nan, dtype=torch.float64, device=x.device))
+        return WeightedPath(x, torch.full((n,), math.nan, dtype=torch.float64, device=x.device))

@@ -58,7 +58,7 @@ class Gaussian:
         return -0.5 * z.square().sum(-1) - (sd.log() + LOG_2_PI / 2).expand_as(z).sum(-1)
 
 
-class Path(NamedTuple):
+class WeightedPath(NamedTuple):
     """Ends of paths and their log-weights less log gamma: x (*batch, dim), log_ratio (*batch), float64."""
 
     x: Tensor
@@ -68,7 +68,7 @@ class Path(NamedTuple):
 Kernels = Callable[[int, Tensor], Law]  # (k, the point it starts from) -> the law of the next
 
 
-def walk(x: Tensor, log_q: Tensor, forward: Kernels, backward: Kernels, K: int, rng: Rng) -> Path:
+def walk(x: Tensor, log_q: Tensor, forward: Kernels, backward: Kernels, K: int, rng: Rng) -> WeightedPath:
     """Forward paths from x with log-density log_q: sum_k (log b_k - log f_k) - log q_0; add log gamma at the ends."""
     total = -log_q.double()
     for k in range(K):
@@ -76,10 +76,10 @@ def walk(x: Tensor, log_q: Tensor, forward: Kernels, backward: Kernels, K: int, 
         y = f.draw(rng)
         total = total + backward(k, y).log_prob(x) - f.log_prob(y)
         x = y
-    return Path(x, total)
+    return WeightedPath(x, total)
 
 
-def walk_back(x: Tensor, log_q: Callable[[Tensor], Tensor], forward: Kernels, backward: Kernels, K: int, rng: Rng) -> Path:
+def walk_back(x: Tensor, log_q: Callable[[Tensor], Tensor], forward: Kernels, backward: Kernels, K: int, rng: Rng) -> WeightedPath:
     """Backward paths from draws x of the target: their starts x_0, and the same log-ratio; add log gamma at the draws."""
     total = torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
     for k in reversed(range(K)):
@@ -87,4 +87,4 @@ def walk_back(x: Tensor, log_q: Callable[[Tensor], Tensor], forward: Kernels, ba
         y = b.draw(rng)
         total = total + b.log_prob(y) - forward(k, y).log_prob(x)
         x = y
-    return Path(x, total - log_q(x).double())
+    return WeightedPath(x, total - log_q(x).double())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.flags import Flag, flag
-from boltzsample.samplers.path_weights import Gaussian, Path
+from boltzsample.samplers.path_weights import Gaussian, WeightedPath
 from boltzsample.samplers.reverse import AT_ONCE, Ancestral, Denoising, joined
 from boltzsample.schedules import Levels
 from boltzsample.streams import Rng
@@ -61,7 +61,7 @@ class Flowing:
     spread: Tensor | None = None
     exact: bool | None = None
 
-    def draw(self, n: int, dim: int, rng: Rng) -> Path:
+    def draw(self, n: int, dim: int, rng: Rng) -> WeightedPath:
         """n draws x (n, dim) and their log-weights less log gamma."""
         return joined([self._draw(min(AT_ONCE, n - at), dim, rng)[0] for at in range(0, n, AT_ONCE)])
 
@@ -81,7 +81,7 @@ class Flowing:
             flags += (flag("SOLVER_BIAS", value=bias, threshold=0.01, severity="untrusted" if bias > 0.1 else "caution"),)
         return flags
 
-    def _draw(self, n: int, dim: int, rng: Rng) -> tuple[Path, Tensor]:
+    def _draw(self, n: int, dim: int, rng: Rng) -> tuple[WeightedPath, Tensor]:
         start = self._start(n, dim, rng)
         y = start.draw(rng)
         end, log_det, noise = self._solved(y, self._probes(n, dim, rng))
@@ -92,7 +92,7 @@ class Flowing:
         f = last.forward(self.levels, K, alpha * end, self.denoiser, spread)
         x = f.draw(rng)
         b = last.backward(self.levels, K, x, self.denoiser).log_prob(alpha * end) + dim * alpha.double().log()  # of y = x_K / alpha
-        return Path(x, total + b - f.log_prob(x)), noise
+        return WeightedPath(x, total + b - f.log_prob(x)), noise
 
     def _start(self, n: int, dim: int, rng: Rng) -> Gaussian:
         s = self.levels.sigma[0] / self.levels.alpha[0]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.networks import Posterior
-from boltzsample.samplers.path_weights import LOG_2_PI, Gaussian, Law, Path, walk, walk_back
+from boltzsample.samplers.path_weights import LOG_2_PI, Gaussian, Law, WeightedPath, walk, walk_back
 from boltzsample.schedules import Levels
 from boltzsample.streams import Rng
 
@@ -181,11 +181,11 @@ class Reverse:
         zeros = torch.zeros(n, dim, dtype=rng.dtype, device=rng.generator.device)
         return Gaussian(zeros, sd.to(zeros.device))
 
-    def draw(self, n: int, dim: int, rng: Rng) -> Path:
+    def draw(self, n: int, dim: int, rng: Rng) -> WeightedPath:
         """n paths: their ends x (n, dim) and log-weights less log gamma."""
         return joined([self._draw(min(AT_ONCE, n - at), dim, rng) for at in range(0, n, AT_ONCE)])
 
-    def back(self, x: Tensor, rng: Rng) -> Path:
+    def back(self, x: Tensor, rng: Rng) -> WeightedPath:
         """Backward paths from x (n, dim): their starts and the same log-ratio."""
         return joined([self._back(part, rng) for part in x.split(AT_ONCE)])
 
@@ -197,12 +197,12 @@ class Reverse:
             x = self.forward(k, x).draw(rng)
         return torch.stack([*places, x / self.levels.alpha[-1].to(x)])
 
-    def _draw(self, n: int, dim: int, rng: Rng) -> Path:
+    def _draw(self, n: int, dim: int, rng: Rng) -> WeightedPath:
         start = self.start(n, dim, rng)
         x = start.draw(rng)
         return walk(x, start.log_prob(x), self.forward, self.backward, self.kernels, rng)
 
-    def _back(self, x: Tensor, rng: Rng) -> Path:
+    def _back(self, x: Tensor, rng: Rng) -> WeightedPath:
         return walk_back(x, self.start(len(x), x.shape[1], rng).log_prob, self.forward, self.backward, self.kernels, rng)
 
     def forward(self, k: int, x: Tensor) -> Law:
@@ -237,9 +237,9 @@ def _miss(law: Law, x: Tensor, each: bool) -> Tensor:
     return z.square().mean(0).sqrt() if each and isinstance(law, Gaussian) else z.square().mean().sqrt()[None]
 
 
-def joined(parts: list[Path]) -> Path:
+def joined(parts: list[WeightedPath]) -> WeightedPath:
     """Several batches of paths as one."""
-    return Path(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return WeightedPath(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def ess(log_w: Tensor) -> float:

@@ -17,7 +17,7 @@ from boltzsample.samplers.probability_flow import Flowing, ProbabilityFlow
 from boltzsample.samplers.reverse import Ancestral, Reverse, Rule
 from boltzsample.schedules import Levels
 from boltzsample.scores.pool import DTYPE
-from boltzsample.scores.training import Look
+from boltzsample.scores.training import Glance
 from boltzsample.streams import Stream
 
 KERNELS = (reverse.Ancestral, reverse.EulerMaruyama, reverse.Exponential, reverse.Corrected)
@@ -35,7 +35,7 @@ class ScoreModel:
     spread: Tensor
     rule: Way
     history: Tensor
-    looks: tuple[Look, ...] = ()
+    looks: tuple[Glance, ...] = ()
 
     @property
     def reverse(self) -> Reverse | Flowing | Cooling:
@@ -105,5 +105,5 @@ def _rebuilt(tensors: dict[str, Tensor], how: dict[str, Any]) -> ScoreModel:
     net.requires_grad_(False)
     m = tensors["map.m"]
     map = Diagonal(m, tensors["map.s"]) if "map.s" in tensors else Dense(m, tensors["map.L"])
-    levels, looks = Levels(tensors["alpha"], tensors["sigma"]), tuple(Look(*look) for look in how["looks"])
+    levels, looks = Levels(tensors["alpha"], tensors["sigma"]), tuple(Glance(*look) for look in how["looks"])
     return ScoreModel(map, net, levels, tensors["spread"], _rule(how["rule"]), tensors["history"], looks)

@@ -70,7 +70,7 @@ class ScoreTraining:
         return sum(self.of_round(r) for r in range(self.rounds))
 
 
-class Look(NamedTuple):
+class Glance(NamedTuple):
     """After a round: steps so far, the mean loss held out, and whatever `enough` measured."""
 
     steps: int
@@ -84,7 +84,7 @@ class Taught:
 
     net: Denoiser
     history: Tensor
-    looks: tuple[Look, ...]
+    looks: tuple[Glance, ...]
     notes: tuple[Flag, ...] = ()
 
 
@@ -127,7 +127,7 @@ class Lesson:
     steps: int = 0
     stopped: str | None = None
     history: list[Tensor] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
+    looks: list[Glance] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     kept: list[dict[str, Tensor]] = field(default_factory=list)
 
@@ -174,7 +174,7 @@ class Lesson:
         """Judge the averaged parameters; whether they do."""
         does, found = (False, {}) if self.guide is None else self.guide.enough(self.net, len(self.looks))
         self._keep()
-        self.looks.append(Look(self.steps, float(self.losses[-1].mean()), found))
+        self.looks.append(Glance(self.steps, float(self.losses[-1].mean()), found))
         return does
 
     def renew(self, r: int) -> bool:
