@@ -150,6 +150,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("independence: the proposal's density forgotten", "kernels/independent.py", "log_w = torch.where(fine, log_p - self.log_q(z), -torch.inf)", "log_w = torch.where(fine, log_p, -torch.inf)", (INDEPENDENT,)),
     Mutant("independence: the wide part's volume forgotten", "kernels/independent.py", " - z.shape[-1] * math.log(self.scale)", "", (INDEPENDENT,)),
     Mutant("i-SIR: the current point left out", "kernels/independent.py", "all_w = torch.cat([now[..., None], log_w], -1)", "all_w = torch.cat([now[..., None] - 50, log_w], -1)", (INDEPENDENT,)),
+    Mutant("scale move: no Jacobian", "kernels/scaling.py", "log_r = new.log_p - state.log_p + state.x.shape[-1] * s[..., 0]", "log_r = new.log_p - state.log_p", (INDEPENDENT,)),
+    Mutant("scale move: a factor that -s does not undo", "kernels/scaling.py", "s.exp() * state.x", "(1 + s) * state.x", (INDEPENDENT,)),
     Mutant("SMC: particles moved at the last temperature", "samplers/cloud.py", "= Tempered(self.target, rung.beta, self.base), rung.map", "= Tempered(self.target, 0.8 * rung.beta, self.base), rung.map", (ANNEALING,)),
     Mutant("SMC: reports the adapted run's log Z", "samplers/frozen_smc.py", "return annealed(cloud, spent(first.chains))", "return annealed(first, spent(cloud.chains))", (ANNEALING,)),
     Mutant("mixture-is: regression without its symmetric part", "samplers/local.py", "(C + C.mT)", "(2 * C.triu())", ("tests/test_mixture.py",)),

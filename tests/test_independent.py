@@ -1,4 +1,4 @@
-"""Independence moves against exact draws, as tests/test_kernels.py does it: every |z| is under 4.5 with probability 1 - 7e-6."""
+"""Independence and scale moves against exact draws, as tests/test_kernels.py does it: every |z| is under 4.5 with probability 1 - 7e-6."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.backend import Backend, compile_whole
-from boltzsample.kernels import HMC, Independent, LocalThenIndependent
+from boltzsample.kernels import HMC, Independent, LocalThenIndependent, PointState, Scaling
 from boltzsample.kernels.chains import Chains
 from boltzsample.kernels.transitions import Meter, advance
 from boltzsample.maps import Diagonal
@@ -25,6 +25,7 @@ MOVES: dict[str, Any] = {
     "i-SIR 5": Independent(candidates=5, scale=3.0, share=0.4),
     "HMC and Metropolis": LocalThenIndependent(HMC(h=tensor(0.8), L=2), Independent()),
     "HMC and i-SIR": LocalThenIndependent(HMC(h=tensor(0.8), L=2), Independent(candidates=3)),
+    "scale": Scaling(),
 }
 
 
@@ -51,6 +52,14 @@ def test_price_is_what_is_asked(name: str) -> None:
     before = target.grad_rows
     kernel.step(target, state, kernel.draw(Stream(0).rng(), (10,), 2))
     assert (target.log_prob_rows, target.grad_rows - before) == (0, 10 * kernel.price[1])
+
+
+def test_scale_moves_need_no_gradient() -> None:
+    target, (kernel, other), x = Counted(SHEARED), (Scaling(gradient=False), Scaling()), SHEARED.exact(10)
+    noise = kernel.draw(Stream(0).rng(), (10,), 2)
+    state, _ = kernel.step(target, kernel.init(target, x), noise)
+    assert isinstance(state, PointState) and (target.log_prob_rows, target.grad_rows) == (20, 0)
+    torch.testing.assert_close(state.x, other.step(SHEARED, other.init(SHEARED, x), noise)[0].x)
 
 
 @pytest.mark.parametrize("name", MOVES)

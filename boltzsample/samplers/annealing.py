@@ -77,7 +77,7 @@ def descend(cloud: Cloud, ladder: Ladder) -> None:
     cloud.look()
     cloud.beta = rungs[-1].beta
     for k in range(len(rungs) - 1, -1, -1):
-        cloud.move(rungs[k])
+        cloud.move(rungs[k], back=True)
         cloud.weigh(cloud.look(), rungs[k - 1].beta if k else torch.zeros_like(cloud.beta), resample=False)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from boltzsample.backend import Backend
 from boltzsample.errors import PositiveInfinityError
 from boltzsample.flows.base import Base
-from boltzsample.kernels import HMC, RandomWalk
+from boltzsample.kernels import HMC, RandomWalk, Scaling
 from boltzsample.kernels.adapt import with_step
 from boltzsample.kernels.chains import Chains
 from boltzsample.maps import Diagonal
@@ -129,7 +129,12 @@ class Cloud:
     @property
     def price(self) -> int:
         """Evaluations of one more level."""
-        return math.prod(self.shape) * (1 + self.moves * int(sum(self.kernel.price)))
+        return math.prod(self.shape) * (1 + self.round)
+
+    @property
+    def round(self) -> int:
+        """Evaluations of the moves of a level, for each particle."""
+        return round_price(self.kernel, self.moves)
 
     def look(self) -> Tensor:
         """Evaluate the target where the particles are: log p - log p_0 (replicates, ensembles * particles) in float64, -inf for NaN.
@@ -170,17 +175,18 @@ class Cloud:
         stay = ~climbing[:, None, None] | ~(v > -torch.inf).any(-1, keepdim=True)  # an ensemble without any density has no one to follow
         return torch.where(stay, torch.arange(v.shape[-1], device=v.device), index)
 
-    def move(self, rung: Rung, tune: bool = False) -> Tensor:
-        """The moves of a level; the step size after them, tuned towards the acceptance the kernel aims at where asked for."""
+    def move(self, rung: Rung, tune: bool = False, back: bool = False) -> Tensor:
+        """The moves of a level, in the order of the way back where asked for; the step size after them, tuned towards the acceptance
+        the kernel aims at where asked for."""
         chains, state = self.chains, self.chains.state
         view = Tempered(Known(state, self.target.dim), rung.beta, self.base)
         chains.target, chains.map = Tempered(self.target, rung.beta, self.base), rung.map
         chains.state = self.kernel.init(Pullback(view, rung.map), rung.map.pull(state.x))
-        return self._moves(rung.h, tune)
+        return self._moves(rung.h, tune, back)
 
     def settling(self, rounds: int) -> int:
         """What `settle` costs."""
-        return math.prod(self.shape) * rounds * self.moves * int(sum(self.kernel.price))
+        return math.prod(self.shape) * rounds * self.round
 
     def settle(self, ladder: Ladder, rounds: int) -> Tensor:
         """As many rounds of moves more at the last level, and what they changed in every ensemble's means of log_prob, of being among the
@@ -189,7 +195,7 @@ class Cloud:
         high = self.chains.log_prob.double().quantile(self.log_w.new_tensor(HIGH), dim=1).T[:, None]  # (replicates, 1, 2)
         before = self._means(high)
         for _ in range(rounds):
-            self._moves(ladder.h[-1], False)
+            self._moves(ladder.h[-1])
         return self._means(high) - before
 
     def _means(self, high: Tensor) -> Tensor:
@@ -197,19 +203,31 @@ class Cloud:
         panel = torch.cat([log_p, (log_p > high).double(), self.chains.x.double()], -1)
         return panel.reshape(*self.shape, -1).mean(2)
 
-    def _moves(self, h: Tensor, tune: bool) -> Tensor:
-        chains, noise, self.accepted = self.chains, self._noise(), 0.0
+    def _moves(self, h: Tensor, tune: bool = False, back: bool = False) -> Tensor:
+        chains, noise, self.accepted = self.chains, self._noise(self.kernel, "move", self.moves), 0.0
+        if not back:
+            self._scale()
         for m in range(self.moves):
             chains.kernel = with_step(self.kernel, h)
             accept = chains.move(type(noise)(*(part[m : m + 1] for part in noise))).accept_prob[0]
             mean = accept.nan_to_num(nan=0.0).mean(-1, keepdim=True)
             self.accepted += float(mean.mean()) / self.moves
             h = _tuned(h, mean, self.kernel) if tune else h
+        if back:  # what undoes a sequence of reversible moves is the same moves in the opposite order
+            self._scale()
         chains.check()
         self._undefined(int(chains.meter.nan.sum()), chains.bad_points())
         chains.forget()
         self.level += 1
         return h
+
+    def _scale(self) -> None:
+        """A scale move about the level's mean: particles that lag behind in a heavy tail have a long way home by gradients."""
+        chains, rows, scaling = self.chains, self.chains.rows, Scaling(gradient=self.kernel.price[1] > 0)
+        chains.kernel = scaling
+        chains.move(self._noise(scaling, "scale", 1))
+        chains.kernel, chains.rows = self.kernel, rows
+        chains.inits += math.prod(self.shape)  # it costs as much
 
     def _undefined(self, count: int, points: Tensor) -> None:
         self.nan += count
@@ -219,12 +237,17 @@ class Cloud:
     def _rng(self, r: int, e: int, what: str, dtype: torch.dtype) -> Any:
         return self.stream.child(*_names(self.first + r, e), "level", self.level, what).rng(dtype, self.chains.backend.device)
 
-    def _noise(self) -> Any:
+    def _noise(self, kernel: Any, what: str, moves: int) -> Any:
         r, e, n = self.shape
         dtype, dim = self.chains.backend.dtype, self.target.dim
-        rows = [[self.kernel.draw(self._rng(i, j, "move", dtype), (self.moves, n), dim) for j in range(e)] for i in range(r)]
+        rows = [[kernel.draw(self._rng(i, j, what, dtype), (moves, n), dim) for j in range(e)] for i in range(r)]
         fields = zip(*((torch.cat(part, 1) for part in zip(*row, strict=True)) for row in rows), strict=True)
         return type(rows[0][0])(*(torch.stack(parts, 1) for parts in fields))
+
+
+def round_price(kernel: Any, moves: int) -> int:
+    """Evaluations of so many moves and a scale move."""
+    return moves * int(sum(kernel.price)) + 1
 
 
 def _tuned(h: Tensor, accept: Tensor, kernel: Any) -> Tensor:

@@ -28,6 +28,7 @@ from boltzsample.kernels import HMC, RandomWalk
 from boltzsample.kernels.adapt import moved
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.annealing import Cloud, Shape, adapt, annealing_kernel, climb
+from boltzsample.samplers.cloud import round_price
 from boltzsample.samplers.ladder import Ladder
 from boltzsample.samplers.sampler import Run, Sampler, nan_flags
 from boltzsample.samplers.starts import WIDEN
@@ -92,7 +93,7 @@ class Annealing(Sampler):
     def _price(self, target: Target, gradient: bool, levels: int, settle: int) -> int:
         """Evaluations of one particle on its way up."""
         kernel, moves = self.kernel(target.dim, gradient)
-        return levels * (1 + moves * sum(kernel.price)) + settle * moves * sum(kernel.price)
+        return levels + (levels + settle) * round_price(kernel, moves)
 
     def _fit_particles(self, target: Target, run: Run) -> int:
         n = min(self.particles, FIT_PARTICLES)
