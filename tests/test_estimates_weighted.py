@@ -108,6 +108,16 @@ def test_one_draw_that_carries_everything():
     assert "CONCENTRATION" not in codes(expectation(x, proposal(1.3, 1000)[1]))
 
 
+def test_a_far_draw_of_plain_weight_is_no_fault_of_the_proposal():
+    """Equal weights, and one of 3,200 Gaussian draws at 5: it carries a tenth of the bar of E x^2, as it may among exact draws."""
+    x = chains(3200, 1, 1, 4)
+    x[7] = 5.0
+    even = torch.zeros(3200, 1)
+    assert "CONCENTRATION" not in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
+    even[7] = 1.2
+    assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
+
+
 def test_weights_that_are_none():
     x, d = proposal(1.3, 100)
     for bad in (-math.inf, math.nan, math.inf):
