@@ -55,7 +55,8 @@ class Denoiser(nn.Module):
         where = rng.normal(0)
         self.pitch: Tensor
         self.tempo: Tensor
-        self.register_buffer("pitch", 2.0 ** torch.arange(waves).to(where), persistent=False)
+        # coordinates times pitches, as one product: the compiler would not vectorize the sines of a flattened outer one
+        self.register_buffer("pitch", torch.kron(torch.eye(dim), 2.0 ** torch.arange(waves)).to(where), persistent=False)
         self.register_buffer("tempo", torch.arange(1, TIMES + 1).to(where) / 4, persistent=False)
 
     @torch.no_grad()
@@ -77,7 +78,7 @@ class Denoiser(nn.Module):
         return Posterior((c.square() * x + s * c * F).to(given), self._factor(shape, s * c).to(given))
 
     def _net(self, y: Tensor, log_s: Tensor) -> Tensor:
-        angle = (y[..., None] * self.pitch).flatten(-2)
+        angle = y @ self.pitch
         h = self.first(torch.cat([y, angle.sin(), angle.cos()], -1))
         beat = log_s * self.tempo
         t = torch.cat([log_s, beat.sin(), beat.cos()], -1)
