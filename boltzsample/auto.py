@@ -37,7 +37,7 @@ from boltzsample.samplers.sampler import Run, Sampler, Verdict
 from boltzsample.samplers.smc import SMC
 from boltzsample.target import Target
 
-JUDGED = 4000  # draws of the last pilot
+JUDGED = 4000  # draws of the last pilot; a quarter where the budget has no more
 
 
 class Grade(NamedTuple):
@@ -115,7 +115,7 @@ def _choose(target: Target, run: Run) -> Choice:
         return Choice(brief.fit(target, run), brief, "mcmc: the density seems to have no finite integral, so there is no log Z")
     mixture = MixtureIS().fit(target, run)
     rng = run.stream.child("judge").rng(run.backend.dtype, run.backend.device)
-    judged = pilot(target, mixture.mixtures[0], JUDGED, rng, run)
+    judged = pilot(target, mixture.mixtures[0], _judges(run), rng, run)
     weighted = Choice(mixture, MixtureIS(), f"mixture-is: {_said(judged)} of {judged.proposal.components} components")
     one, whole = mixture.found[0] <= 1, mixture.forgotten[0] <= FORGOTTEN
     if whole and (QUIET if one else GOOD).fits(judged):
@@ -126,6 +126,10 @@ def _choose(target: Target, run: Run) -> Choice:
     if whole and (FAIR.fits(judged) if one else POOR.fits(judged) or CLOSE.fits(judged)):
         return weighted
     return _with_flow(target, run, mixture, judged)
+
+
+def _judges(run: Run) -> int:
+    return JUDGED if run.must_stop(JUDGED) is None else JUDGED // 4
 
 
 def _agreeing(target: Target, run: Run) -> MCMC | None:
@@ -146,7 +150,7 @@ def _with_flow(target: Target, run: Run, mixture: MixtureIS, judged: Draw) -> Ch
     plain = FlowIS() if one else FlowOnDraws()
     trained = plain.fit(target, run)
     rng = run.stream.child("judge flow").rng(run.backend.dtype, run.backend.device)
-    seen = pilot(target, trained.flows[0], JUDGED, rng, run)
+    seen = pilot(target, trained.flows[0], _judges(run), rng, run)
     why = f"the flow's {_said(seen)}; the mixture's {_said(judged)}"
     whole = mixture.forgotten[0] <= FORGOTTEN
     if GOOD.fits(seen) or (not one and (seen.score >= judged.score or not whole)):
