@@ -116,6 +116,8 @@ def test_a_far_draw_of_plain_weight_is_no_fault_of_the_proposal():
     assert "CONCENTRATION" not in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
     even[7] = 1.2
     assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
+    x[7], even[7] = 7.0, 0.0  # a quarter of the bar: f has a tail of its own
+    assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
 
 
 def test_weights_that_are_none():

@@ -158,15 +158,16 @@ def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
     """KHAT_F and CONCENTRATION of the influences g (units, draws, k): what the weights do to this f.
 
     A draw of twice the mean weight at most is what exact draws have, too: of 3,200 from a Gaussian the highest carries 5% of the bar
-    of a second moment in one run of twenty, and no proposal is to blame.
+    of a second moment in one run of twenty, and no proposal is to blame. It may carry twice the limit, 10% in one run of a thousand;
+    where f has a heavy tail of its own the highest of plain weight carries more.
     """
     size = g.abs().flatten(0, 1)
     k = torch.where(f.binary | ends(size), torch.full_like(f.scale, math.nan), _khat(size))
     flags = located("KHAT_F", k > 0.5, k, 0.5)
     unit = g.sum(1).square()
     top, i = unit.max(0)
-    share, heavy = top / unit.sum(0), w.unit[i] * len(unit) > PLAIN
-    limit = max(0.05, 100 / len(unit))
+    share, limit = top / unit.sum(0), max(0.05, 100 / len(unit))
+    heavy = (w.unit[i] * len(unit) > PLAIN) | (share > 2 * limit)
     much = (share > 0.5) & ~by_chance(unit, w.unit) if one_weight_each(w.share) else share > 0.5
     flags += located("CONCENTRATION", much, share, 0.5, severity="untrusted") if len(unit) > 2 else ()
     return flags + located("CONCENTRATION", (share > limit) & (share <= 0.5) & heavy, share, limit)
