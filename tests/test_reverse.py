@@ -14,7 +14,7 @@ from boltzsample.estimates.evidence import log_z
 from boltzsample.networks import Posterior
 from boltzsample.samplers.defended import defended, mixed_ratio
 from boltzsample.samplers.path_weights import Gaussian
-from boltzsample.samplers.reverse import Ancestral, Corrected, Correlated, EulerMaruyama, Exponential, Reverse, Rule, ess
+from boltzsample.samplers.reverse import Ancestral, Corrected, Correlated, EulerMaruyama, Exponential, Reverse, Rule, ess, root
 from boltzsample.schedules import OU, VE, VP, Levels, Localization, Schedule
 from boltzsample.streams import Stream
 from tests.closed_denoiser import MixtureDenoiser, gaussian, skew
@@ -47,6 +47,15 @@ def test_log_z_and_means_are_right_at_any_step(K: int, exact: MixtureDenoiser, r
     w, truth = log_w.softmax(0), (exact.a[:, None] * exact.m).sum(0)
     mean = (w[:, None] * x).sum(0)
     assert ((mean - truth) / (w[:, None] * (x - mean)).square().sum(0).sqrt()).abs().max() < 4.5
+
+
+def test_a_spread_as_thin_as_a_needle_is_a_law_all_the_same() -> None:
+    """As a network gave it far from its data: rounding leaves the second of these matrices without a root."""
+    M = torch.tensor([[[1.0, 0.5], [0.5, 0.34]], [[1.7987e-26, 2.8956e-13], [2.8956e-13, 4.6607]]], dtype=torch.float64)
+    L = root(M)
+    torch.testing.assert_close(L[0], torch.tensor([[1.0, 0.0], [0.5, 0.3]], dtype=torch.float64))
+    torch.testing.assert_close(L[1], torch.diag(M[1].diagonal().sqrt()))
+    assert bool(Correlated(torch.zeros(2, 2, dtype=torch.float64), L).log_prob(torch.ones(2, 2)).isfinite().all())
 
 
 @pytest.mark.parametrize("rule", [*RULES[:4], Corrected(Exponential(), 0.02)], ids=str)

@@ -51,6 +51,14 @@ class Correlated:
         return -0.5 * (z.square() + LOG_2_PI).sum(-1) - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
+def root(M: Tensor) -> Tensor:
+    """L of L L^T = M (*batch, d, d); of its diagonal alone where rounding leaves M no root: any law is right for weighted paths, and far
+    from its data a network may see a spread as thin as a needle."""
+    L, failed = torch.linalg.cholesky_ex(M)
+    plain = M.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(M.dtype).tiny).sqrt()
+    return torch.where((failed > 0)[..., None, None], torch.diag_embed(plain), L)
+
+
 class Rule(Protocol):
     """The forward kernel of step k at x (*batch, dim), and the backward kernel it is weighed against. kernels: how many a level has."""
 
@@ -79,7 +87,7 @@ class Ancestral:
         if S.dim() == x.dim():
             return Gaussian(mean, spread * (C.square() + (B * S).square()).sqrt())
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        return Correlated(mean, spread[..., None] * torch.linalg.cholesky(C.square() * eye + B.square() * (S @ S.mT)))
+        return Correlated(mean, spread[..., None] * root(C.square() * eye + B.square() * (S @ S.mT)))
 
     def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
         return _noising(levels, k, x)
