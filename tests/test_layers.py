@@ -39,7 +39,7 @@ networks
 flows.base flows.layers flows.elementary flows.continuous flows.flow flows.families flows.foreign_flows flows.state
 backend
 progress
-kernels.kernel kernels.transitions kernels.chains kernels.random_walk kernels.langevin kernels.hamiltonian kernels.microcanonical kernels.independent kernels.exchange kernels.adapt
+kernels.kernel kernels.transitions kernels.chains kernels.random_walk kernels.scaling kernels.langevin kernels.hamiltonian kernels.microcanonical kernels.independent kernels.exchange kernels.adapt
 ascent
 laplace
 samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.with_flow samplers.importance samplers.explore samplers.modes samplers.local samplers.refine samplers.mixture_is samplers.bridged samplers.annealing samplers.cloud samplers.ladder samplers.frozen_smc samplers.smc samplers.ais samplers.replicas samplers.ladder_fit samplers.ladder_trace samplers.tempering samplers.noised samplers.posterior samplers.localized samplers.pool samplers.window samplers.unweighted samplers.localization samplers.walks samplers.slips samplers.rdmc samplers.diffusion samplers.reverse samplers.annealed_langevin samplers.defended samplers.probability_flow samplers.diffusion_pool samplers.diffusion_guide samplers.diffusion_latent samplers.path_bounds scores.objectives scores.pool scores.training scores.model scores samplers.controlled samplers.path_weights flows.objectives flows.fab flows.optimizer flows.look flows.training flows.train flows.choose flows
