@@ -14,7 +14,7 @@ from boltzsample.registry import METHODS, name_of
 from tests.counted import Counted
 from tests.small import codes, no_gradient
 
-BUDGET = 150_000
+BUDGET = 160_000
 M = torch.tensor([1.0, -3.0, 0.0], dtype=torch.float64)
 S = torch.tensor([2.0, 0.1, 1.0], dtype=torch.float64)
 LOG_Z = float(S.log().sum()) + 1.5 * math.log(2 * math.pi)
