@@ -11,6 +11,7 @@ from torch.distributions import constraints
 import boltzsample as bz
 from boltzsample import errors
 from boltzsample.registry import METHODS, name_of
+from boltzsample.scores.training import ScoreTraining
 from tests.counted import Counted
 from tests.small import codes, no_gradient
 
@@ -18,6 +19,7 @@ BUDGET = 160_000
 M = torch.tensor([1.0, -3.0, 0.0], dtype=torch.float64)
 S = torch.tensor([2.0, 0.1, 1.0], dtype=torch.float64)
 LOG_Z = float(S.log().sum()) + 1.5 * math.log(2 * math.pi)
+QUICK = {"diffusion": bz.Diffusion(steps=16, training=ScoreTraining(steps=150, rounds=2))}  # two trainings by default take 40 seconds
 ALL = pytest.mark.parametrize("name", METHODS)
 
 
@@ -70,7 +72,8 @@ def test_without_a_gradient(name: str) -> None:
 
 @ALL
 def test_float32_and_replicates(name: str) -> None:
-    r = bz.sample(target(), name, n=300, seed=0, budget=2 * BUDGET, dtype=torch.float32, replicates=2, witness=False)
+    method = QUICK.get(name, name)
+    r = bz.sample(target(), method, n=300, seed=0, budget=2 * BUDGET, dtype=torch.float32, replicates=2, witness=False)
     assert r.draws.x.dtype == torch.float32 and len(r.replicates) == 2
     first, second = (part.draws.x for part in r.replicates)
     assert not torch.equal(first, second) and r.draws.scope == "end to end"
