@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ Record = dict[str, Any]
 Key = tuple[Any, ...]
 
 PACKAGES = ("boltzsample", "torch", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one way on one problem; its fields are the key of its line."""
+
+    problem: str
+    way: str
+    seed: int
+    n: int
+    version: int = 1
 
 
 def append(path: Path, record: Record) -> None:

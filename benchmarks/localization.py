@@ -24,7 +24,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,10 @@ from benchmarks.scores import accuracy, evidence, kish, modes, quality
 from targets import Problem, problem
 from targets.curved import two_modes_curved
 
-VERSION = 1
 N = {"two-modes-d32": 10_000, "two-modes-curved": 10_000, "two-modes-d64": 20_000, "two-modes-curved-d64": 20_000}
 POSTERIORS = ("funnel-sd3", "rings-slips", "cancer", "ionosphere", "phi4-b0.025")
 FEW = 2048
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run; its fields are the key of its line."""
-
-    problem: str
-    way: str
-    seed: int
-    n: int
-    version: int = VERSION
-
-
-KEY = tuple(Job.__dataclass_fields__)
+KEY = tuple(ledger.Job.__dataclass_fields__)
 
 
 def of(name: str) -> Problem:
@@ -66,8 +52,8 @@ def pool(p: Problem, seed: int) -> bz.Result:
     return bz.sample(p.target, bz.MCMC(chains=100, warmup=100), n=2_000, starts=at, seed=seed, witness=False, progress=False)
 
 
-def from_pool(sampler: bz.SLIPS) -> Callable[[Problem, Job, int], tuple[bz.Result, int]]:
-    def run(p: Problem, job: Job, budget: int) -> tuple[bz.Result, int]:
+def from_pool(sampler: bz.SLIPS) -> Callable[[Problem, ledger.Job, int], tuple[bz.Result, int]]:
+    def run(p: Problem, job: ledger.Job, budget: int) -> tuple[bz.Result, int]:
         points = pool(p, job.seed)
         done = bz.sample(p.target, sampler, n=job.n, seed=job.seed, data=points.draws, witness=False, progress=False)
         return done, points.evaluations
@@ -75,15 +61,15 @@ def from_pool(sampler: bz.SLIPS) -> Callable[[Problem, Job, int], tuple[bz.Resul
     return run
 
 
-def plain(method: Any, equal: bool = False) -> Callable[[Problem, Job, int], tuple[bz.Result, int]]:
-    def run(p: Problem, job: Job, budget: int) -> tuple[bz.Result, int]:
+def plain(method: Any, equal: bool = False) -> Callable[[Problem, ledger.Job, int], tuple[bz.Result, int]]:
+    def run(p: Problem, job: ledger.Job, budget: int) -> tuple[bz.Result, int]:
         limit = budget if equal and budget else None
         return bz.sample(p.target, method, n=job.n, seed=job.seed, budget=limit, progress=False), 0
 
     return run
 
 
-WAYS: dict[str, Callable[[Problem, Job, int], tuple[bz.Result, int]]] = {
+WAYS: dict[str, Callable[[Problem, ledger.Job, int], tuple[bz.Result, int]]] = {
     "slips": from_pool(bz.SLIPS()),
     "slips, kept": from_pool(bz.SLIPS(reshare=False)),
     "mixture-is": plain("mixture-is"),
@@ -102,7 +88,7 @@ SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def measure(job: Job, budget: int) -> ledger.Record:
+def measure(job: ledger.Job, budget: int) -> ledger.Record:
     """The line of one run."""
     p = of(job.problem)
     r, before = WAYS[job.way](p, job, budget)
@@ -156,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         for way in args.way or ways:
             found = []
             for seed in args.seeds:
-                job = Job(name, way, seed, N.get(name, FEW))
+                job = ledger.Job(name, way, seed, N.get(name, FEW))
                 key = ledger.key(asdict(job), KEY)
                 if key not in known:
                     slips = known.get(ledger.key({**asdict(job), "way": "slips, explored"}, KEY), {})

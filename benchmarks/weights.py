@@ -21,7 +21,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,35 +39,23 @@ from boltzsample.streams import Stream
 from targets import Problem, problem
 
 PROBLEMS = ("funnel-sd3", "cancer", "german-credit")
-VERSION = 1
 CONFLICT = 4.0
 FLOWS = ("flow-is", "one round", "12 couplings")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run; its fields are the key of its line."""
-
-    problem: str
-    way: str
-    seed: int
-    n: int
-    version: int = VERSION
-
-
 Found = tuple[bz.Result, int]  # and evaluations that its ledger does not know of
-KEY = tuple(Job.__dataclass_fields__)
+KEY = tuple(ledger.Job.__dataclass_fields__)
 
 
-def flow_is(p: Problem, job: Job) -> Found:
+def flow_is(p: Problem, job: ledger.Job) -> Found:
     return bz.sample(p.target, "flow-is", n=job.n, seed=job.seed, progress=False), 0
 
 
-def one_round(p: Problem, job: Job) -> Found:
+def one_round(p: Problem, job: ledger.Job) -> Found:
     return bz.sample(p.target, bz.FlowIS(training=Training(rounds=1)), n=job.n, seed=job.seed, progress=False), 0
 
 
-def deeper(p: Problem, job: Job) -> Found:
+def deeper(p: Problem, job: ledger.Job) -> Found:
     hill, rows = best_hill(p, job.seed)
     L = torch.linalg.cholesky(torch.cholesky_inverse(hill.C))
     rng = Stream(job.seed).child("deeper").rng()
@@ -75,11 +63,11 @@ def deeper(p: Problem, job: Job) -> Found:
     return bz.sample(p.target, bz.FlowIS(flow), n=job.n, seed=job.seed, progress=False), rows
 
 
-def chains(p: Problem, job: Job) -> Found:
+def chains(p: Problem, job: ledger.Job) -> Found:
     return bz.sample(p.target, "latent-mcmc", n=job.n, seed=job.seed, progress=False), 0
 
 
-def by_laplace(p: Problem, job: Job) -> Found:
+def by_laplace(p: Problem, job: ledger.Job) -> Found:
     hill, rows = best_hill(p, job.seed)
     q = torch.distributions.MultivariateNormal(hill.x, precision_matrix=hill.C @ hill.C.T)
     return bz.importance(p.target, q, n=job.n, seed=job.seed, witness=False, progress=False), rows
@@ -94,7 +82,7 @@ def best_hill(p: Problem, seed: int) -> tuple[Laplace, int]:
     return hill, rows + climb.rows
 
 
-WAYS: dict[str, Callable[[Problem, Job], Found]] = {
+WAYS: dict[str, Callable[[Problem, ledger.Job], Found]] = {
     "flow-is": flow_is,
     "one round": one_round,
     "12 couplings": deeper,
@@ -103,7 +91,7 @@ WAYS: dict[str, Callable[[Problem, Job], Found]] = {
 }
 
 
-def measure(job: Job) -> ledger.Record:
+def measure(job: ledger.Job) -> ledger.Record:
     """The line of one run."""
     p, began = problem(job.problem), time.process_time()
     r, before = WAYS[job.way](p, job)
@@ -153,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         found: dict[str, list[ledger.Record]] = {}
         for way in args.way:
             for seed in args.seeds:
-                job = Job(name, way, seed, args.n)
+                job = ledger.Job(name, way, seed, args.n)
                 key = ledger.key(asdict(job), KEY)
                 if key not in known:
                     known[key] = measure(job)

@@ -32,7 +32,7 @@ def test_our_seconds_add_up_and_the_draws_are_right() -> None:
     run = ours(p, torch.float32, "auto", 256, seed=0)
     took = time.monotonic() - began
     assert run.compile == 0 and 0 < run.sampling < took and 0 < run.audit < took
-    assert 0.5 * took < run.warm_up + run.sampling + run.audit <= took  # a busy machine lengthens what lies between them
+    assert run.warm_up + run.sampling + run.audit == pytest.approx(took, rel=0.1)
     assert run.x.shape == (256, 16, 25)
     off = np.abs(run.x.mean((0, 1)) - p.truth["mean"].value.numpy()) / p.truth["sd"].value.numpy()
     assert off.max() < 0.1  # six standard errors of 4096 independent draws

@@ -109,7 +109,7 @@ def test_one_draw_that_carries_everything():
 
 
 def test_a_far_draw_of_plain_weight_is_no_fault_of_the_proposal():
-    """Equal weights, and one of 3,200 Gaussian draws at 5: it carries a tenth of the bar of E x^2, as it may among exact draws."""
+    """Equal weights, and one of 3,200 Gaussian draws at 5: it carries 8% of the bar of E x^2, as it may among exact draws."""
     x = chains(3200, 1, 1, 4)
     x[7] = 5.0
     even = torch.zeros(3200, 1)

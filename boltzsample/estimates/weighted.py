@@ -157,9 +157,9 @@ def weight_flags(w: Weights, draws: Draws) -> tuple[Flag, ...]:
 def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
     """KHAT_F and CONCENTRATION of the influences g (units, draws, k): what the weights do to this f.
 
-    A draw of twice the mean weight at most is what exact draws have, too: of 3,200 from a Gaussian the highest carries 5% of the bar
-    of a second moment in one run of twenty, and no proposal is to blame. It may carry twice the limit, 10% in one run of a thousand;
-    where f has a heavy tail of its own the highest of plain weight carries more.
+    A draw of twice the mean weight at most is what exact draws have, too: of 3,200 from a Gaussian the highest carries over 5% of the
+    bar of a second moment in 3.6% of runs, and no proposal is to blame. It may carry twice the limit (10%: in .04% of those runs); where f
+    has a heavy tail of its own the highest of plain weight carries more.
     """
     size = g.abs().flatten(0, 1)
     k = torch.where(f.binary | ends(size), torch.full_like(f.scale, math.nan), _khat(size))

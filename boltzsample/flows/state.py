@@ -59,17 +59,22 @@ def write(flow: Flow, path: Path) -> Path:
 
 def read(path: Path, layers: nn.Module | None) -> Flow:
     """The Flow of a file that `write` made. Raises ValueError, FileNotFoundError."""
+    return rebuild(*stored(path, "flow", "flow", "flow.save"), layers)
+
+
+def stored(path: str | Path, key: str, what: str, writer: str) -> tuple[dict[str, Tensor], Any]:
+    """Tensors of a safetensors file, and the JSON under `key` of its metadata. Raises ValueError, FileNotFoundError."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            how = (file.metadata() or {}).get("flow")
+            how = (file.metadata() or {}).get(key)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}); wanted one that flow.save wrote") from None
+        raise ValueError(f"{path} is no safetensors file ({error}); wanted one that {writer} wrote") from None
     if how is None:
-        raise ValueError(f"{path} holds tensors but no flow; wanted a file that flow.save wrote")
-    return rebuild(tensors, json.loads(how), layers)
+        raise ValueError(f"{path} holds tensors but no {what}; wanted a file that {writer} wrote")
+    return tensors, json.loads(how)
 
 
 def _unfilled(config: Mapping[str, Any], base: Any, layers: nn.Module | None, dtype: torch.dtype) -> Flow:

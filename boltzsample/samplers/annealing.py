@@ -1,7 +1,8 @@
 """Annealing: clouds of particles carried from a base p_0 up a ladder of densities to a target p.
 
 At each level particles are weighted, resampled multinomially inside their own ensemble (SMC) or not at all (AIS), and moved by a kernel
-that leaves pi_k = p_0^(1-b_k) p^(b_k) invariant, in the level's whitened coordinates. With v_k = (p / p_0)^(b_k - b_(k-1)),
+that leaves pi_k = p_0^(1-b_k) p^(b_k) invariant, in the level's whitened coordinates, after a scale move about its mean
+(kernels/scaling.py). With v_k = (p / p_0)^(b_k - b_(k-1)),
 
     SMC: log Zhat = sum_k log mean_i v_k(x_i),        AIS: log w_i = sum_k log v_k(x_i),       E Zhat = E w = Z
 

@@ -129,12 +129,7 @@ class Cloud:
     @property
     def price(self) -> int:
         """Evaluations of one more level."""
-        return math.prod(self.shape) * (1 + self.round)
-
-    @property
-    def round(self) -> int:
-        """Evaluations of the moves of a level, for each particle."""
-        return round_price(self.kernel, self.moves)
+        return math.prod(self.shape) * (1 + round_price(self.kernel, self.moves))
 
     def look(self) -> Tensor:
         """Evaluate the target where the particles are: log p - log p_0 (replicates, ensembles * particles) in float64, -inf for NaN.
@@ -186,7 +181,7 @@ class Cloud:
 
     def settling(self, rounds: int) -> int:
         """What `settle` costs."""
-        return math.prod(self.shape) * rounds * self.round
+        return math.prod(self.shape) * rounds * round_price(self.kernel, self.moves)
 
     def settle(self, ladder: Ladder, rounds: int) -> Tensor:
         """As many rounds of moves more at the last level, and what they changed in every ensemble's means of log_prob, of being among the
@@ -246,7 +241,7 @@ class Cloud:
 
 
 def round_price(kernel: Any, moves: int) -> int:
-    """Evaluations of so many moves and a scale move."""
+    """Evaluations of so many moves and a scale move, for each particle."""
     return moves * int(sum(kernel.price)) + 1
 
 

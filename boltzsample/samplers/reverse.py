@@ -70,12 +70,20 @@ class Rule(Protocol):
     def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law: ...
 
 
+class AgainstNoising:
+    """What rules of one kernel a level share: they are weighed against the noising process."""
+
+    kernels = 1
+
+    def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
+        return _noising(levels, k, x)
+
+
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(AgainstNoising):
     """shaped: use the denoiser's spread S of x_0; else that of N(0, I), s^2 / (1 + s^2), for a calibrated variance alone."""
 
     shaped: bool = True
-    kernels = 1
 
     def forward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising, spread: Tensor) -> Law:
         A, B, C = (v.to(x) for v in levels.ancestral(k))
@@ -89,36 +97,23 @@ class Ancestral:
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         return Correlated(mean, spread[..., None] * root(C.square() * eye + B.square() * (S @ S.mT)))
 
-    def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
-        return _noising(levels, k, x)
-
 
 @dataclass(frozen=True)
-class EulerMaruyama:
+class EulerMaruyama(AgainstNoising):
     """The reversed equation, its drift frozen over a step."""
-
-    kernels = 1
 
     def forward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising, spread: Tensor) -> Law:
         a, c = (v.to(x) for v in levels.noising(k))
         return Gaussian((1 - a.log()) * x + c.square() * score_at(levels, k, x, denoiser), spread.to(x) * c)
 
-    def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
-        return _noising(levels, k, x)
-
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(AgainstNoising):
     """The reversed equation, its score frozen over a step; for VE it is Euler and Maruyama's."""
-
-    kernels = 1
 
     def forward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising, spread: Tensor) -> Law:
         a, c = (v.to(x) for v in levels.noising(k))
         return Gaussian(x / a + 2 * c.square() / (a * (1 + a)) * score_at(levels, k, x, denoiser), spread.to(x) * c / a)
-
-    def backward(self, levels: Levels, k: int, x: Tensor, denoiser: Denoising) -> Law:
-        return _noising(levels, k, x)
 
 
 @dataclass(frozen=True)

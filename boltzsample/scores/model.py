@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from boltzsample.flows.state import stored
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.networks import Denoiser
 from boltzsample.samplers import reverse
@@ -60,17 +61,7 @@ class ScoreModel:
     @staticmethod
     def load(path: str | Path) -> ScoreModel:
         """The model of a file that `save` wrote. Raises ValueError, FileNotFoundError."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                how = (file.metadata() or {}).get("scores")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error}); wanted one that ScoreModel.save wrote") from None
-        if how is None:
-            raise ValueError(f"{path} holds tensors but no score model; wanted a file that ScoreModel.save wrote")
-        return _rebuilt(tensors, json.loads(how))
+        return _rebuilt(*stored(path, "scores", "score model", "ScoreModel.save"))
 
 
 def _second(map: Diagonal | Dense) -> str:
