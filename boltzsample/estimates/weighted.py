@@ -167,10 +167,11 @@ def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
     unit = g.sum(1).square()
     top, i = unit.max(0)
     share, limit = top / unit.sum(0), max(0.05, 100 / len(unit))
+    carried = torch.where(f.binary, (unit / unit.sum(0)).square().sum(0), share)
     heavy = (w.unit[i] * len(unit) > PLAIN) | (share > 2 * limit)
     much = (share > 0.5) & ~by_chance(unit, w.unit) if one_weight_each(w.share) else share > 0.5
     flags += located("CONCENTRATION", much, share, 0.5, severity="untrusted") if len(unit) > 2 else ()
-    return flags + located("CONCENTRATION", (share > limit) & (share <= 0.5) & heavy, share, limit)
+    return flags + located("CONCENTRATION", (carried > limit) & (share <= 0.5) & heavy, carried, limit)
 
 
 def _khat(values: Tensor) -> Tensor:

@@ -56,14 +56,15 @@ from boltzsample.views import Pullback
 AT_ONCE = 10_000  # draws
 POOL_SHARE = 0.5  # of the budget
 SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be shared out; its levels, where it does not arrive
-DEFENDED_UP_TO = 8  # dimensions; beyond, a wide law hardly ever meets the target
+DEFENSE = 0.1
+DEFENDED_UP_TO, WHERE_IT_HELPS = 8, 16  # dimensions; beyond, a wide law hardly ever meets the target
 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion(Sampler):
     """Weighted ends of diffusion paths. steps K; rule: the kernels (reverse.py); training: of the denoiser; explorer: of the pool (None: by
-    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1, up to eight dimensions); weighted: False
-    for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING); flow: whether one may be trained where tails are heavy
+    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1 up to eight dimensions, up to sixteen where
+    it helps); weighted: False for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING); flow: whether one may be trained where tails are heavy
     or weights poor, for all to happen in its latent space. For each replicate `fit` fills `models`, `ways` (of the explorers), `flows`.
 
     >>> import boltzsample as bz
@@ -173,15 +174,17 @@ class Diffusion(Sampler):
         pool, held = pool.split(run.stream.child("split").rng(run.backend.dtype, run.backend.device))
         levels = Levels.even(self.schedule, NOISE, pool.low, self.steps - 1).to_data()
         rule, share = kernels_of(self.rule), self.training.share
-        guide = None
+        guide, defense = None, DEFENSE if pool.z.shape[1] <= DEFENDED_UP_TO else 0.0
         if target is not None:
-            guide = Guided(Pullback(target, map), levels, rule, held, run, self.share(target.dim), share)
+            guide = Guided(Pullback(target, map), levels, rule, held, run, self._share(defense), share)
         done = teach(pool, held, self.training, run, guide)
         run.notes.extend(note for note in done.notes if note not in run.notes)
         rng = run.stream.child("calibration").rng(run.backend.dtype, run.backend.device)
         reverse = Reverse(done.net, levels, rule).calibrated(held.z, rng)
         assert reverse.spread is not None
-        return ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks)
+        if guide is not None and DEFENDED_UP_TO < done.net.dim <= WHERE_IT_HELPS and guide.defended(reverse, DEFENSE):
+            defense = DEFENSE
+        return ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks, defense)
 
     def _explorer(self, target: Target, run: Run) -> Explorer:
         """The explorer, with no more particles than the budget has room for: a climb of few tells how many levels there are."""
@@ -194,11 +197,11 @@ class Diffusion(Sampler):
         left = POOL_SHARE * (limit - run.reserve - run.ledger.total)
         return replace(e, particles=max(min(e.particles, int(left) // each), SCOUTS))
 
-    def share(self, dim: int) -> float:
-        """Of defensive paths: none where there are no kernels to go back by, nor weights."""
+    def _share(self, own: float) -> float:
+        """Of defensive paths: none where there are no kernels to go back by, nor weights; a model's own where the user gave none."""
         if not self.weighted or kernels_of(self.rule) is not self.rule:
             return 0.0
-        return self.defense if self.defense is not None else 0.1 if dim <= DEFENDED_UP_TO else 0.0
+        return own if self.defense is None else self.defense
 
     # ---- drawing ----
 
@@ -235,7 +238,7 @@ class Diffusion(Sampler):
         paths = model.reverse
         if not isinstance(paths, Reverse):
             return Defended(*paths.draw(n, model.net.dim, rng))
-        return defended(paths, n, self.share(model.net.dim), rng, model.net.dim)
+        return defended(paths, n, self._share(model.defense), rng, model.net.dim)
 
 
 def on(model: ScoreModel, target: Target, run: Run) -> ScoreModel:

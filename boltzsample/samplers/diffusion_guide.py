@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from boltzsample.estimates.tails import is_calm, khat
+from boltzsample.estimates.weighted import even_index
 from boltzsample.networks import Denoiser
-from boltzsample.samplers.defended import defended
+from boltzsample.samplers.defended import defended, mixed_ratio
 from boltzsample.samplers.diffusion_pool import asked
+from boltzsample.samplers.refine import worth
 from boltzsample.samplers.reverse import Reverse, Rule, ess
 from boltzsample.samplers.sampler import Run
 from boltzsample.schedules import Levels
@@ -19,6 +22,7 @@ from boltzsample.streams import Rng
 from boltzsample.views import Pullback
 
 LOOK = 500  # paths of a look at the weights
+BACK = 4000  # at most, that the share of defensive paths is chosen by
 LATE, GOOD = 3, 0.5  # rounds after which such an ESS will do
 EFFECTIVE = 1000  # paths that renew the pool: so many of them must be effective
 
@@ -65,8 +69,24 @@ class Guided:
         pool = Pool(path.x, grad, log_p.double(), log_w, torch.arange(n, device=log_w.device), self.held.low, self.held.high)
         return pool[fine.nonzero()[:, 0]].split(rng)
 
+    def defended(self, reverse: Reverse, share: float) -> bool:
+        """Whether a share of defensive paths makes weights better, as seen from paths back from the draws held out, at no price."""
+        held = self._some_held(BACK)
+        assert held.log_p is not None
+        if held.log_w is not None:
+            held = held[even_index(held.log_w)]
+        rng = self.run.stream.child("defense").rng(self.run.backend.dtype, self.run.backend.device)
+        bare = reverse.back(held.z, rng).log_ratio
+        mixed = mixed_ratio(held.z, bare, share, rng)
+        both = torch.stack([bare, mixed]) + held.log_p
+        w = (both - both.max()).exp().cpu()
+        return _worth(w[1]) > _worth(w[0])
+
+    def _some_held(self, n: int) -> Pool:
+        return self.held[torch.arange(min(n, len(self.held.z)), device=self.held.z.device)]
+
     def _eubo(self, reverse: Reverse, rng: Rng) -> float:
-        held = self.held[torch.arange(min(LOOK, len(self.held.z)), device=self.held.z.device)]
+        held = self._some_held(LOOK)
         assert held.log_p is not None
         w = torch.full_like(held.log_p, 1 / len(held.z)) if held.log_w is None else torch.softmax(held.log_w, 0)
         return float((w * (reverse.back(held.z, rng).log_ratio + held.log_p)).sum())
@@ -77,6 +97,13 @@ class Guided:
         kept = sorted({0, *range(K, 0, -2 if coarse and K >= 32 else -1)})
         levels = Levels(self.levels.alpha[kept], self.levels.sigma[kept])
         return Reverse(net, levels, self.rule).calibrated(self.held.z, rng)
+
+
+def _worth(w: Tensor) -> float:
+    """Of weights w (n,) up to a factor, at draws of the target: there E w = Z / ESS, and a tail of index k is one of k / (1 + k) at the
+    proposal's own draws."""
+    k = 0.0 if is_calm(w) else max(float(khat(w[:, None])[0]), 0.0)
+    return worth(1 / float(w.mean()), k / (1 + k))
 
 
 def _proper(log_p: Tensor) -> Tensor:

@@ -16,18 +16,19 @@ from torch import Tensor
 from boltzsample.draws import Draws
 from boltzsample.estimates.weighted import even_index
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.mixture import DefensiveMixture
+from boltzsample.mixture import DefensiveMixture, fit_em
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.localized import Mixture
 from boltzsample.samplers.mixture_is import MixtureIS
 from boltzsample.samplers.noised import ALIKE, Noised, by_row, drawn
-from boltzsample.samplers.refine import floored
+from boltzsample.samplers.refine import LAST, LAST_SHARE, REFINED_UP_TO, floored, pilot
 from boltzsample.samplers.sampler import Run
 from boltzsample.streams import Stream
 from boltzsample.target import Target
 
 NOISE = 3.0  # the first level, in widths of a mode
 DRAWS = 4000
+ROUNDS = 20
 SLACK = 2.0  # nats
 DENSE_UP_TO = 128  # dimensions
 INF = float("inf")
@@ -60,12 +61,26 @@ def pool(target: Target, explorer: Explorer, data: Draws | None, run: Run) -> Po
     seen = explorer(target, run) if data is None else Explored(_points(data, target.dim), None, INF)
     done = MixtureIS(explorer=Given(points=seen.x)).fit(target, replace(run, replicates=1))
     q, points = done.mixtures[0], seen.x.double().to(run.backend.device)
-    if data is not None:
+    if data is None:
+        q = settled(target, q, done.found[0], run)
+    else:
         share = q.responsibilities(points).mean(0)
         q = q.reshared(share.clamp(min=1e-3 / len(share)))
     units = within(q)
     mixture = in_units(q, units)
     return Pool(units, mixture, done.found[0], forgotten(mixture, units.pull(points)), seen._replace(x=seen.x[:0]))
+
+
+def settled(target: Target, q: DefensiveMixture, modes: int, run: Run) -> DefensiveMixture:
+    """The components at the moments of the target's draws, by the weights of q's own; above 16 dimensions there are too few for that.
+
+    As a proposal q is good enough long before, for its Student-t parts bear what its components miss; here they stand alone.
+    """
+    if target.dim > REFINED_UP_TO or run.must_stop(LAST, LAST_SHARE):
+        return q
+    rng = run.stream.child("settled").rng(run.backend.dtype, run.backend.device)
+    seen = pilot(target, q, LAST, rng, run)
+    return floored(fit_em(q, seen.z, torch.softmax(seen.log_w, 0), ROUNDS), modes) if seen.ess > 0 else q
 
 
 def forgotten(mixture: Mixture, z: Tensor) -> float:

@@ -108,7 +108,12 @@ def widened(target: Target, best: Draw, rng: Rng, run: Run) -> Draw:
         if run.must_stop(LAST, LAST_SHARE):
             break
         tried.append(pilot(target, best.proposal.wider(1 + width / math.sqrt(best.proposal.dim)), LAST, rng, run))
-    return max(tried, key=lambda d: d.ess * math.exp(min(CALM - d.khat, 0.0) / (TORN - CALM) * 2))
+    return max(tried, key=lambda d: worth(d.ess, d.khat))
+
+
+def worth(ess: float, khat: float) -> float:
+    """ESS per draw, an e^2-th of it where the weights are torn."""
+    return ess * math.exp(min(CALM - khat, 0.0) / (TORN - CALM) * 2)
 
 
 def _improved(rounds: list[Draw], modes: int, rng: Rng) -> Any:

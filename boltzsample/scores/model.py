@@ -28,7 +28,8 @@ Way = Rule | ProbabilityFlow | AnnealedLangevin  # from noise to data
 
 @dataclass(frozen=True, eq=False)
 class ScoreModel:
-    """x = map(z), z the end of a path of `reverse`. history, looks: of its training."""
+    """x = map(z), z the end of a path of `reverse`. history, looks: of its training; defense: the share of
+    defensive paths that it is best drawn with."""
 
     map: Diagonal | Dense
     net: Denoiser
@@ -37,6 +38,7 @@ class ScoreModel:
     rule: Way
     history: Tensor
     looks: tuple[Glance, ...] = ()
+    defense: float = 0.0
 
     @property
     def reverse(self) -> Reverse | Flowing | Cooling:
@@ -54,7 +56,7 @@ class ScoreModel:
         tensors = {f"net.{name}": t for name, t in self.net.state_dict().items()}
         tensors |= {f"map.{name}": getattr(self.map, name) for name in ("m", _second(self.map))}
         tensors |= {"alpha": self.levels.alpha, "sigma": self.levels.sigma, "spread": self.spread, "history": self.history}
-        how = {"dim": self.net.dim, "net": self.net.options, "rule": _described(self.rule), "looks": self.looks}
+        how = {"dim": self.net.dim, "net": self.net.options, "rule": _described(self.rule), "looks": self.looks, "defense": self.defense}
         save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path, {"scores": json.dumps(how)})
         return Path(path)
 
@@ -97,4 +99,4 @@ def _rebuilt(tensors: dict[str, Tensor], how: dict[str, Any]) -> ScoreModel:
     m = tensors["map.m"]
     map = Diagonal(m, tensors["map.s"]) if "map.s" in tensors else Dense(m, tensors["map.L"])
     levels, looks = Levels(tensors["alpha"], tensors["sigma"]), tuple(Glance(*look) for look in how["looks"])
-    return ScoreModel(map, net, levels, tensors["spread"], _rule(how["rule"]), tensors["history"], looks)
+    return ScoreModel(map, net, levels, tensors["spread"], _rule(how["rule"]), tensors["history"], looks, how.get("defense", 0.0))
