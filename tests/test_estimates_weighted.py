@@ -120,6 +120,16 @@ def test_a_far_draw_of_plain_weight_is_no_fault_of_the_proposal():
     assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
 
 
+def test_an_event_of_few_hits_is_no_concentration():
+    """64 hits in 3,200 draws of equal weight, and one of them three times as heavy: 12.5% of the bar, a hit carries 2.8% on average, as if
+    there were 36 equal ones. Six times as heavy it carries a third: 9 equal ones."""
+    x = (torch.arange(3200) % 50 == 0).double()[:, None, None]
+    w = torch.zeros(3200, 1).double()
+    for factor, fires in ((3.0, False), (6.0, True)):
+        w[50] = math.log(factor)
+        assert ("CONCENTRATION" in codes(probability(x[..., 0] > 0, Draws(x, x[..., 0], log_weight=w.clone())))) is fires
+
+
 def test_weights_that_are_none():
     x, d = proposal(1.3, 100)
     for bad in (-math.inf, math.nan, math.inf):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from boltzsample.densities import StudentT
 from boltzsample.draws import Draws
 from boltzsample.estimates.evidence import log_z
+from boltzsample.maps import Diagonal
 from boltzsample.networks import Posterior
-from boltzsample.samplers.defended import defended, mixed_ratio
+from boltzsample.samplers.defended import defended, helps, mixed_ratio
 from boltzsample.samplers.path_weights import Gaussian
 from boltzsample.samplers.reverse import Ancestral, Corrected, Correlated, EulerMaruyama, Exponential, Reverse, Rule, ess, root
 from boltzsample.schedules import OU, VE, VP, Levels, Localization, Schedule
@@ -154,6 +156,15 @@ def test_defensive_paths_bound_the_weights() -> None:
     assert ess(log_w) > 3 * ess(alone)
     rng = Stream(0).rng()
     torch.testing.assert_close(mixed_ratio(path.z, path.log_ratio, 0.0, rng), path.log_ratio)
+
+
+def test_defensive_paths_are_taken_where_they_help() -> None:
+    """Paths of a normal law in ten dimensions: for a Student t they lack the tail, for the normal law itself they lack nothing."""
+    normal, t = StudentT(Diagonal(torch.zeros(10), torch.ones(10)), df=1000), StudentT(Diagonal(torch.zeros(10), torch.ones(10)), df=5)
+    for target, wanted in ((t, True), (normal, False)):
+        rng = Stream(3).rng()
+        z = target.sample(rng, 1000).double()
+        assert helps(0.1, z, -normal.log_prob(z).double(), target.log_prob(z).double(), rng) is wanted
 
 
 def test_paths_do_not_depend_on_how_many_go_together() -> None:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from boltzsample.densities import StudentT
+from boltzsample.estimates.tails import is_calm, khat
 from boltzsample.maps import Diagonal
+from boltzsample.samplers.refine import worth
 from boltzsample.samplers.reverse import Reverse
 from boltzsample.streams import Rng
 
@@ -45,6 +47,20 @@ def mixed_ratio(z: Tensor, log_ratio: Tensor, share: float, rng: Rng) -> Tensor:
         return log_ratio
     wide = wide_law(z.shape[-1], rng).log_prob(z).double()
     return -torch.logaddexp(math.log1p(-share) - log_ratio, math.log(share) + wide)
+
+
+def helps(share: float, z: Tensor, log_ratio: Tensor, log_p: Tensor, rng: Rng) -> bool:
+    """Whether weights are worth more with a share of defensive paths, from paths back from draws z (n, dim) of the target p."""
+    both = torch.stack([log_ratio, mixed_ratio(z, log_ratio, share, rng)]) + log_p
+    bare, mixed = (both - both.max()).exp().cpu()
+    return _worth(mixed) > _worth(bare)
+
+
+def _worth(w: Tensor) -> float:
+    """Of weights w (n,) up to a factor, at draws of the target: there E w = Z / ESS, and a tail of index k is one of k / (1 + k) at the
+    proposal's own draws."""
+    k = 0.0 if is_calm(w) else max(float(khat(w[:, None])[0]), 0.0)
+    return worth(1 / float(w.mean()), k / (1 + k))
 
 
 def wide_law(dim: int, rng: Rng) -> StudentT:

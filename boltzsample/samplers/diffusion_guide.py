@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from boltzsample.estimates.tails import is_calm, khat
 from boltzsample.estimates.weighted import even_index
 from boltzsample.networks import Denoiser
-from boltzsample.samplers.defended import defended, mixed_ratio
+from boltzsample.samplers.defended import defended, helps
 from boltzsample.samplers.diffusion_pool import asked
-from boltzsample.samplers.refine import worth
 from boltzsample.samplers.reverse import Reverse, Rule, ess
 from boltzsample.samplers.sampler import Run
 from boltzsample.schedules import Levels
@@ -76,11 +74,7 @@ class Guided:
         if held.log_w is not None:
             held = held[even_index(held.log_w)]
         rng = self.run.stream.child("defense").rng(self.run.backend.dtype, self.run.backend.device)
-        bare = reverse.back(held.z, rng).log_ratio
-        mixed = mixed_ratio(held.z, bare, share, rng)
-        both = torch.stack([bare, mixed]) + held.log_p
-        w = (both - both.max()).exp().cpu()
-        return _worth(w[1]) > _worth(w[0])
+        return helps(share, held.z, reverse.back(held.z, rng).log_ratio, held.log_p, rng)
 
     def _some_held(self, n: int) -> Pool:
         return self.held[torch.arange(min(n, len(self.held.z)), device=self.held.z.device)]
@@ -97,13 +91,6 @@ class Guided:
         kept = sorted({0, *range(K, 0, -2 if coarse and K >= 32 else -1)})
         levels = Levels(self.levels.alpha[kept], self.levels.sigma[kept])
         return Reverse(net, levels, self.rule).calibrated(self.held.z, rng)
-
-
-def _worth(w: Tensor) -> float:
-    """Of weights w (n,) up to a factor, at draws of the target: there E w = Z / ESS, and a tail of index k is one of k / (1 + k) at the
-    proposal's own draws."""
-    k = 0.0 if is_calm(w) else max(float(khat(w[:, None])[0]), 0.0)
-    return worth(1 / float(w.mean()), k / (1 + k))
 
 
 def _proper(log_p: Tensor) -> Tensor:
