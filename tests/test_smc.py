@@ -274,8 +274,8 @@ def test_what_fires(code: str, how: dict[str, Any]) -> None:
 
 
 def test_bars_that_are_estimates_are_no_fault() -> None:
-    """2000 runs whose V_u are right but uncertain (exponential): at most 14 reported (mean 3.7; more than 14 in 1e-5). Taken for exact the V_u
-    would be a fault in 29 of them. Half of the bar is seen in 57%."""
+    """2000 runs whose V_u are right but uncertain (exponential): at most 14 reported (mean 3.7; more than 14 in 1e-5). Taken for exact
+    the V_u would be a fault in 29 of them. Half of the bar is seen in 57%."""
     g = torch.Generator().manual_seed(5)
     v = -0.02 * torch.rand(2000, 16, generator=g, dtype=torch.float64).log()
     log_z = 0.02**0.5 * torch.randn(2000, 16, generator=g, dtype=torch.float64)

@@ -62,10 +62,11 @@ DEFENDED_UP_TO, WHERE_IT_HELPS = 8, 16  # dimensions; beyond, a wide law hardly 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion(Sampler):
-    """Weighted ends of diffusion paths. steps K; rule: the kernels (reverse.py); training: of the denoiser; explorer: of the pool (None: by
-    dimension); schedule: the noising process; defense: the share of defensive paths (None: .1 up to eight dimensions, up to sixteen where
-    it helps); weighted: False for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING); flow: whether one may be trained where tails are heavy
-    or weights poor, for all to happen in its latent space. For each replicate `fit` fills `models`, `ways` (of the explorers), `flows`.
+    """Weighted ends of diffusion paths. steps K; rule: the kernels (reverse.py); training: of the denoiser; explorer: of the pool (None:
+    by dimension); schedule: the noising process; defense: the share of defensive paths (None: .1 up to eight dimensions, up to sixteen
+    where it helps); weighted: False for the bare draws, which carry the errors of the network (PATH_WEIGHT_MISSING); flow: whether one
+    may be trained where tails are heavy or weights poor, for all to happen in its latent space. For each replicate `fit` fills `models`,
+    `ways` (of the explorers), `flows`.
 
     >>> import boltzsample as bz
     >>> two = bz.from_log_prob(lambda x: torch.logaddexp(-(x - 4).square().sum(-1), 0.7 - (x + 4).square().sum(-1)), dim=2)

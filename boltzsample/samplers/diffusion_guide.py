@@ -70,9 +70,9 @@ class Guided:
     def defended(self, reverse: Reverse, share: float) -> bool:
         """Whether a share of defensive paths makes weights better, as seen from paths back from the draws held out, at no price."""
         held = self._some_held(BACK)
-        assert held.log_p is not None
         if held.log_w is not None:
             held = held[even_index(held.log_w)]
+        assert held.log_p is not None
         rng = self.run.stream.child("defense").rng(self.run.backend.dtype, self.run.backend.device)
         return helps(share, held.z, reverse.back(held.z, rng).log_ratio, held.log_p, rng)
 
