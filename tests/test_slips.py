@@ -68,6 +68,13 @@ def test_components_settle_at_the_moments_of_the_target() -> None:
     assert float(found.log_share.exp()[0]) == pytest.approx(0.68, abs=0.03)  # nine tenths of .7, and a twentieth
 
 
+def test_a_density_without_an_optimum_is_walked_all_the_same() -> None:
+    """Along the neck of a funnel the density rises without end; paths are few and poor here, and say so."""
+    r = bz.sample(problem("funnel-sd3").target, QUICK, n=500, seed=0, progress=False)
+    assert r.sampler.found == (0,)  # type: ignore[attr-defined]
+    assert r.status != "ok" and math.isfinite(float(r.log_z().value))
+
+
 def test_weights_repair_a_pool_with_wrong_weights() -> None:
     """From .9 where .332 is right: |z| < 4.5, and log Z too."""
     r = bz.sample(two(), QUICK, n=2_000, seed=0, data=wrong_pool(0.9))

@@ -62,7 +62,7 @@ def pool(target: Target, explorer: Explorer, data: Draws | None, run: Run) -> Po
     done = MixtureIS(explorer=Given(points=seen.x)).fit(target, replace(run, replicates=1))
     q, points = done.mixtures[0], seen.x.double().to(run.backend.device)
     if data is None:
-        q = settled(target, q, done.found[0], run)
+        q = settled(target, q, max(done.found[0], 1), run)  # where no optimum was found there is one component all the same
     else:
         share = q.responsibilities(points).mean(0)
         q = q.reshared(share.clamp(min=1e-3 / len(share)))
