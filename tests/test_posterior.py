@@ -14,10 +14,11 @@ from boltzsample.kernels import HMC, MALA
 from boltzsample.maps import Diagonal
 from boltzsample.samplers.localized import Chains, Guide, Mixture, Paths, calibrate, path_price, paths, shrunk
 from boltzsample.samplers.noised import Kernel, Noised, by_row, drawn, inverted
-from boltzsample.samplers.posterior import Frame, Inner, Scaled, Spent, Units, look
+from boltzsample.samplers.posterior import Frame, Inner, Scaled, Spent, Units, look, posterior
 from boltzsample.samplers.unweighted import posterior_means
 from boltzsample.streams import Stream
 
+ONE = torch.tensor(1.0).double()
 A = torch.tensor([0.3, 0.7]).double()
 M = torch.tensor([[1.5, -0.5], [-1.0, 0.7]]).double()
 L = torch.tensor([[[0.4, 0.0], [0.3, 0.5]], [[0.8, 0.0], [-0.2, 0.3]]]).double()
@@ -100,7 +101,7 @@ def test_a_gaussian_posterior_has_an_exact_mean_from_few_draws() -> None:
     view, rng = Units(wide, Diagonal(torch.zeros(3).double(), torch.ones(3).double()), torch.float64), Stream(2).rng()
     y, s = rng.normal(7, 3), torch.tensor(0.8).double()
     rows = y[:, None].expand(-1, 2, -1).flatten(0, 1)
-    seen = look(view, rows, torch.tensor(1.0), s, Scaled(s), 3 * rng.normal(14, 3), HMC(h=torch.tensor(0.4).double(), L=2), 2, rng, Spent())
+    seen = look(posterior(view, rows, ONE, s, Scaled(s)), 3 * rng.normal(14, 3), HMC(h=torch.tensor(0.4).double(), L=2), 2, rng, Spent())
     torch.testing.assert_close(posterior_means(seen, s, 7).u, y * 4 / (4 + 0.64))
     plain = (s * seen.z.mean(0)).reshape(7, 2, 3).mean(1)
     assert (plain - y * 4 / 4.64).abs().mean() > 0.1
@@ -115,10 +116,10 @@ def test_the_error_of_the_score_falls_as_one_over_the_root_of_the_draws() -> Non
     y = torch.where((rng.uniform(n) < 0.3)[:, None], M[0], M[1]) * 0.3 + 0.9 * rng.normal(n, 2)
     rows = y[:, None].expand(-1, 4, -1).flatten(0, 1)
     kernel = HMC(h=torch.tensor(0.5).double(), L=4)
-    z = look(target, rows, torch.tensor(1.0), s, Scaled(s), rows / s, kernel, 40, rng, Spent()).z[-1]
+    z = look(posterior(target, rows, ONE, s, Scaled(s)), rows / s, kernel, 40, rng, Spent()).z[-1]
     errors = []
     for steps in (8, 32, 128):
-        seen = look(target, rows, torch.tensor(1.0), s, Scaled(s), z, kernel, steps, rng, Spent())
+        seen = look(posterior(target, rows, ONE, s, Scaled(s)), z, kernel, steps, rng, Spent())
         error = (posterior_means(seen, s, n).u - q.denoised(y)) / s**2
         errors.append(float(error.square().mean().sqrt()))
     assert 1.5 < errors[0] / errors[1] < 2.5 and 1.5 < errors[1] / errors[2] < 2.5
@@ -127,9 +128,9 @@ def test_the_error_of_the_score_falls_as_one_over_the_root_of_the_draws() -> Non
 def test_an_infinite_density_stops_the_chains() -> None:
     bad = bz.from_log_prob(lambda x: torch.where(x[..., 0] > 1, torch.inf, -0.5 * x.square().sum(-1)), dim=1)
     view, rng = Units(bad, Diagonal(torch.zeros(1).double(), torch.ones(1).double()), torch.float64), Stream(0).rng()
+    kernel = MALA(h=torch.tensor(0.5).double())
     with pytest.raises(PositiveInfinityError):
-        look(view, torch.ones(64, 1).double(), torch.tensor(1.0), torch.tensor(1.0), Scaled(torch.tensor(1.0)), torch.zeros(64, 1).double(),
-             MALA(h=torch.tensor(0.5).double()), 20, rng, Spent())  # fmt: skip
+        look(posterior(view, torch.ones(64, 1).double(), ONE, ONE, Scaled(ONE)), torch.zeros(64, 1).double(), kernel, 20, rng, Spent())
 
 
 WRONG = Mixture(torch.tensor([0.8, 0.2]).double().log(), M + 0.2, 1.5 * MIX.S)

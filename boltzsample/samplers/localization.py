@@ -16,7 +16,7 @@ from boltzsample.kernels.adapt import moved
 from boltzsample.samplers.posterior import Inner, Units
 from boltzsample.samplers.sampler import Run
 from boltzsample.samplers.unweighted import localization
-from boltzsample.samplers.walks import Fitted, account, affordable_walk, plan_walks
+from boltzsample.samplers.walks import Fitted, Walk, account, affordable_walk, plan_walks
 from boltzsample.samplers.window import Window, window
 from boltzsample.schedules import Levels, Schedule
 from boltzsample.streams import Rng
@@ -56,7 +56,7 @@ def localized(target: Target, schedule: Schedule, steps: int | None, inner: Inne
     tried = [(steps or STEPS, inner, LANGEVIN), *((k, replace(inner, chains=c, transitions=t), 4) for k, c, t in CHEAPER)]
     K, inner, start = affordable_walk(tried, target.dim, corrector, run)
     levels = Levels.even(schedule, seen.start, min(DATA, seen.start / 4), K)
-    return plan_walks(target, units, levels, inner, Wide(target.dim), localization, start, corrector, False, run), seen
+    return plan_walks(target, units, levels, inner, Walk(Wide(target.dim), localization, start, corrector, importance=False), run), seen
 
 
 def window_flags(windows: tuple[Window, ...]) -> tuple[Flag, ...]:

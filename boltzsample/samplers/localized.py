@@ -27,7 +27,7 @@ from torch import Tensor
 from boltzsample.kernels.kernel import StepSized
 from boltzsample.samplers.noised import Kernel, Noised, by_row, drawn, inverted, log_normal
 from boltzsample.samplers.path_weights import Gaussian, walk
-from boltzsample.samplers.posterior import Frame, Inner, Seen, Spent, Units, look, tuned
+from boltzsample.samplers.posterior import Frame, Inner, Seen, Spent, Units, look, posterior, tuned
 from boltzsample.schedules import Levels
 from boltzsample.streams import Rng
 
@@ -103,7 +103,8 @@ class Chains:
     def seen(self, k: int, y: Tensor, frame: Frame, kernel: StepSized, transitions: int) -> Seen:
         s = self.noised[k].s
         rows = y[:, None].expand(-1, self.inner.chains, -1).flatten(0, 1)
-        found = look(self.target, rows, torch.ones_like(s), s, frame, self.z.flatten(0, 1), kernel, transitions, self.rng, self.spent)
+        view = posterior(self.target, rows, torch.ones_like(s), s, frame)
+        found = look(view, self.z.flatten(0, 1), kernel, transitions, self.rng, self.spent)
         self.z = found.z[-1].reshape(self.z.shape)
         return found
 

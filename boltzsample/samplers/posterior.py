@@ -152,19 +152,21 @@ class Spent:
     accepted: float = 0.0
 
 
-def look(
-    target: Units, y: Tensor, alpha: Tensor, sigma: Tensor, frame: Any, z: Tensor, kernel: StepSized, steps: int, rng: Rng, spent: Spent
-) -> Seen:
-    """`steps` transitions of every chain on p(x | y), from z (rows, dim); y (rows, dim). Raises PositiveInfinityError."""
-    view = Pullback(Observed(target, y, alpha, sigma), frame)
+def posterior(target: Units, y: Tensor, alpha: Tensor, sigma: Tensor, frame: Frame | Scaled) -> Pullback:
+    """p(x | y) of every row y (rows, dim), in the coordinates z of the frame."""
+    return Pullback(Observed(target, y, alpha, sigma), frame)
+
+
+def look(view: Pullback, z: Tensor, kernel: StepSized, steps: int, rng: Rng, spent: Spent) -> Seen:
+    """`steps` transitions of every chain on a `posterior`, from z (rows, dim). Raises PositiveInfinityError."""
     state: ChainState = kernel.init(view, z)
     state = state._replace(log_p=state.log_p.nan_to_num(-torch.inf, torch.inf, -torch.inf))
     spent.inits += len(z)
-    _refuse_infinite(state.log_p, z, frame, target)
+    _refuse_infinite(state.log_p, z, view)
     seen = []
     for _ in range(steps):
         state, info = kernel.step(view, state, kernel.draw(rng, z.shape[:-1], z.shape[-1]))
-        _refuse_infinite(info.log_p, info.x, frame, target)
+        _refuse_infinite(info.log_p, info.x, view)
         spent.transitions += len(z)
         spent.nan += int((info.log_p.isnan() & info.x.isfinite().all(-1)).sum())
         spent.accepted += float(info.accept_prob.sum())
@@ -178,6 +180,7 @@ def tuned(kernel: StepSized, accept: Tensor, longest: float) -> StepSized:
     return with_step(kernel, log_h.exp().clamp(max=longest))  # type: ignore[no-any-return]
 
 
-def _refuse_infinite(log_p: Tensor, z: Tensor, frame: Any, target: Units) -> None:
+def _refuse_infinite(log_p: Tensor, z: Tensor, view: Pullback) -> None:
     if bool((log_p == torch.inf).any()):
-        raise PositiveInfinityError.at(target.x(frame.push(z)[0])[log_p == torch.inf][0])
+        target: Any = view.target  # Observed, of Units
+        raise PositiveInfinityError.at(target.target.x(view.map.push(z)[0])[log_p == torch.inf][0])

@@ -25,7 +25,7 @@ from boltzsample.samplers.noised import drawn
 from boltzsample.samplers.posterior import Inner
 from boltzsample.samplers.sampler import Run, Sampler
 from boltzsample.samplers.unweighted import reverse_ou
-from boltzsample.samplers.walks import Fitted, affordable_walk, plan_walks, sample_walks
+from boltzsample.samplers.walks import Fitted, Walk, affordable_walk, plan_walks, sample_walks
 from boltzsample.schedules import OU, Levels
 from boltzsample.streams import Rng
 from boltzsample.target import Target
@@ -68,8 +68,8 @@ class RDMC(Sampler):
         tried = [(self.levels, self.inner, self.start), *((k, Inner(c, t, self.inner.kernel), 1) for k, c, t in CHEAPER)]
         K, inner, start = affordable_walk(tried, target.dim, self.corrector, run)
         levels = Levels.even(OU(), NOISE, DATA, K)
-        first = Tempered(units.pull(x))
-        return plan_walks(target, units, levels, inner, first, reverse_ou, start, self.corrector, True, run)
+        walk = Walk(Tempered(units.pull(x)), reverse_ou, start, self.corrector, importance=True)
+        return plan_walks(target, units, levels, inner, walk, run)
 
     def _explorer(self, run: Run) -> Explorer:
         """With fewer particles where the budget is small."""

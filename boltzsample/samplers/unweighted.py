@@ -24,7 +24,7 @@ from torch import Tensor
 
 from boltzsample.flags import Flag, flag
 from boltzsample.samplers.noised import drawn
-from boltzsample.samplers.posterior import Inner, Scaled, Seen, Spent, Units, look, tuned
+from boltzsample.samplers.posterior import Inner, Scaled, Seen, Spent, Units, look, posterior, tuned
 from boltzsample.schedules import Levels
 from boltzsample.streams import Rng
 
@@ -110,15 +110,16 @@ class Walkers:
         frame, rows = self.frame(k), self.y[:, None].expand(self.x.shape).flatten(0, 1)
         kernel = replace(self.inner.moves, h=h)  # type: ignore[type-var]
         z = self.x.flatten(0, 1) / frame.scale
-        found = look(self.target, rows, self.levels.alpha[k], self.levels.sigma[k], frame, z, kernel, transitions, self.rng, self.spent)
+        view = posterior(self.target, rows, self.levels.alpha[k], self.levels.sigma[k], frame)
+        found = look(view, z, kernel, transitions, self.rng, self.spent)
         self.x = (frame.scale * found.z[-1]).reshape(self.x.shape)
         return found
 
     def settle(self, h: Tensor, transitions: int) -> Seen:
         """The first chain of each walk, moved on pi itself."""
         none, one = torch.zeros_like(h), torch.ones_like(h)
-        kernel, frame = replace(self.inner.moves, h=h), Scaled(one)  # type: ignore[type-var]
-        found = look(self.target, self.y, none, one, frame, self.x[:, 0], kernel, transitions, self.rng, self.spent)
+        kernel, view = replace(self.inner.moves, h=h), posterior(self.target, self.y, none, one, Scaled(one))  # type: ignore[type-var]
+        found = look(view, self.x[:, 0], kernel, transitions, self.rng, self.spent)
         self.x = torch.cat([found.z[-1][:, None], self.x[:, 1:]], 1)
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -56,33 +56,33 @@ def _guess(K: int, inner: Inner, start: int, corrector: int) -> int:
     return Plan(Levels(torch.linspace(1, 2, K + 1), torch.ones(K + 1)), torch.ones(0), torch.zeros(0), start, corrector).price(inner)
 
 
-def plan_walks(
-    target: Target,
-    units: Diagonal | Dense,
-    levels: Levels,
-    inner: Inner,
-    start: Start,
-    step: Step,
-    steps: int,
-    corrector: int,
-    importance: bool,
-    run: Run,
-) -> Fitted:
-    """Pilot walks from `start`, entered under "pilot"."""
+class Walk(NamedTuple):
+    """How walks go: where they start, the step from level to level, Langevin steps of the start and corrections at each level, and whether
+    the chains of the first level are drawn by importance."""
+
+    start: Start
+    step: Step
+    steps: int
+    corrector: int
+    importance: bool
+
+
+def plan_walks(target: Target, units: Diagonal | Dense, levels: Levels, inner: Inner, walk: Walk, run: Run) -> Fitted:
+    """Pilot walks, entered under "pilot"."""
     rng = run.stream.child("pilot").rng(torch.float64, run.backend.device)
     here = moved(levels, replace(run.backend, dtype=torch.float64))
     view = Units(target, units, run.backend.dtype)
-    n = PILOT
+    n, importance = PILOT, walk.importance
     if run.budget.evaluations is not None:
-        one = inner.price(steps + len(levels.alpha) * (1 + TRIALS + corrector), BEGIN + TRIALS * len(levels.alpha))
+        one = inner.price(walk.steps + len(levels.alpha) * (1 + TRIALS + walk.corrector), BEGIN + TRIALS * len(levels.alpha))
         n = max(8, min(n, (run.budget.evaluations - run.reserve - run.ledger.total) // (10 * one)))
-        importance &= _guess(levels.steps, inner, steps, corrector) * 2 * GUESS <= run.budget.evaluations
-    walkers = Walkers(view, here, inner, *start(here, n, inner.chains, rng), rng)
+        importance &= _guess(levels.steps, inner, walk.steps, walk.corrector) * 2 * GUESS <= run.budget.evaluations
+    walkers = Walkers(view, here, inner, *walk.start(here, n, inner.chains, rng), rng)
     with run.progress.phase("pilot walks", 1) as bar:
-        plan = planned(walkers, steps, corrector, step, importance)
+        plan = planned(walkers, walk.steps, walk.corrector, walk.step, importance)
         account(run, "pilot", walkers)
         bar.update(1, evaluations=run.ledger.total)
-    return Fitted(units, inner, plan, start)
+    return Fitted(units, inner, plan, walk.start)
 
 
 def account(run: Run, phase: str, walkers: Walkers, ends: int = 0) -> None:
