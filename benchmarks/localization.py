@@ -10,7 +10,8 @@ pools        The pool is made by chains from the modes, which are given, four of
     slips            bz.sample(SLIPS(), data=pool); pilots weigh the modes anew before the paths are drawn
     slips, kept      SLIPS(reshare=False): the paths start with the wrong weights and nothing but their own repairs them
     mixture-is, smc  from nothing, with their defaults
-posteriors   slips with its defaults, then smc and tempering with as many evaluations as its budget, then slips(weights=False) and rdmc:
+posteriors   slips with its defaults, then smc and tempering with as many evaluations (draws too, if 2048 take fewer), then mixture-is,
+             slips(weights=False) and rdmc with their defaults:
              the worst |z| over the truth card, sliced KS of 2000 draws and its floor, log Z's error and bar.
 modes        total variation of the modes' masses over its floor, evaluations for each draw.
 
@@ -39,6 +40,7 @@ from targets.curved import two_modes_curved
 N = {"two-modes-d32": 10_000, "two-modes-curved": 10_000, "two-modes-d64": 20_000, "two-modes-curved-d64": 20_000}
 POSTERIORS = ("funnel-sd3", "rings-slips", "cancer", "ionosphere", "phi4-b0.025")
 FEW = 2048
+FULL = 0.7  # of the evaluations that a rival may have: with fewer it is run again, for more draws
 KEY = tuple(ledger.Job.__dataclass_fields__)
 
 
@@ -64,7 +66,11 @@ def from_pool(sampler: bz.SLIPS) -> Callable[[Problem, ledger.Job, int], tuple[b
 def plain(method: Any, equal: bool = False) -> Callable[[Problem, ledger.Job, int], tuple[bz.Result, int]]:
     def run(p: Problem, job: ledger.Job, budget: int) -> tuple[bz.Result, int]:
         limit = budget if equal and budget else None
-        return bz.sample(p.target, method, n=job.n, seed=job.seed, budget=limit, progress=False), 0
+        done = bz.sample(p.target, method, n=job.n, seed=job.seed, budget=limit, progress=False)
+        if limit and done.evaluations < FULL * limit:
+            more = int(job.n * limit / done.evaluations)
+            done = bz.sample(p.target, method, n=more, seed=job.seed, budget=limit, progress=False)
+        return done, 0
 
     return run
 
