@@ -12,7 +12,8 @@ import boltzsample as bz
 from boltzsample.errors import PositiveInfinityError
 from boltzsample.kernels import HMC, MALA
 from boltzsample.maps import Diagonal
-from boltzsample.samplers.localized import Chains, Guide, Mixture, Paths, calibrate, path_price, paths, shrunk
+from boltzsample.samplers.localized import Chains, Guide, Mixture, Paths, defensive, path_price, paths, paths_back
+from boltzsample.samplers.localized_fit import calibrate, shrunk
 from boltzsample.samplers.noised import Kernel, Noised, by_row, drawn, inverted
 from boltzsample.samplers.posterior import Frame, Inner, Scaled, Spent, Units, look, posterior
 from boltzsample.samplers.unweighted import posterior_means
@@ -153,6 +154,17 @@ def test_weights_are_exact_with_a_wrong_mixture_and_noisy_means(inner: Inner) ->
         assert abs(value - truth) < 4.5 * (w * (f(ends.x) - value)).square().sum().sqrt()
     plain = (ends.x[:, 0] > 0.4).double().mean()
     assert abs(plain - (p * (x[:, 0] > 0.4)).sum()) > 10 * 0.5 / 20_000**0.5
+
+
+def test_paths_from_the_data_are_weighed_by_the_law_that_they_did_not_come_from() -> None:
+    """E of q_c(path) / (d(x) prod b) is one over paths from the data, for both widths c, whatever the guide: |z| < 4.5."""
+    s, inner = torch.tensor([2.0, 0.8, 0.4]).double(), Inner(3, 2).ready(2)
+    guide, _ = calibrate(TARGET, WRONG, s, inner, 128, Stream(0).rng())
+    path, spent = paths_back(TARGET, guide, inner, 20_000, Stream(1).rng())
+    assert spent.inits == 20_000 * inner.chains * guide.looks > 0
+    for log_ratio in path.log_ratio:
+        w = (-log_ratio - defensive(WRONG).log_prob(path.x)).exp()
+        assert abs(float(w.mean()) - 1) < 4.5 * float(w.std()) / 20_000**0.5 < 0.2
 
 
 def test_labels_follow_the_shares() -> None:

@@ -151,6 +151,11 @@ class Spent:
     nan: int = 0
     accepted: float = 0.0
 
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.transitions + other.transitions, self.inits + other.inits, self.nan + other.nan, self.accepted + other.accepted
+        )
+
 
 def posterior(target: Units, y: Tensor, alpha: Tensor, sigma: Tensor, frame: Frame | Scaled) -> Pullback:
     """p(x | y) of every row y (rows, dim), in the coordinates z of the frame."""

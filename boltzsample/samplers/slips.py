@@ -25,7 +25,8 @@ from boltzsample.kernels.adapt import moved
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.localization import localized, window_flags
-from boltzsample.samplers.localized import FIRST, TRIALS, Ends, Guide, calibrate, memberships, path_price, paths
+from boltzsample.samplers.localized import FIRST, Ends, Guide, memberships, path_price, paths
+from boltzsample.samplers.localized_fit import TRIALS, calibrate
 from boltzsample.samplers.mixture_is import FORGOTTEN, MixtureIS
 from boltzsample.samplers.pool import NOISE, pool, reshared
 from boltzsample.samplers.posterior import Inner, Spent, Units
