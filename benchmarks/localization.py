@@ -12,7 +12,8 @@ pools        The pool is made by chains from the modes, which are given, four of
     mixture-is, smc  from nothing, with their defaults
 posteriors   slips with its defaults, then smc and tempering with as many evaluations (draws too, if 2048 take fewer), then mixture-is,
              slips(weights=False) and rdmc with their defaults:
-             the worst |z| over the truth card (medians of the seeds, all else means), sliced KS of 2000 draws and its floor, log Z's error and bar.
+             the worst |z| over the truth card (median of the seeds; all else means), sliced KS of 2000 draws and its floor, log Z's error
+             and bar.
 modes        total variation of the modes' masses over its floor, evaluations for each draw.
 
 Runs are lines of a ledger; what is there is not run again. `--seeds`, `--problem`, `--way` choose.
