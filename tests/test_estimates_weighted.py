@@ -130,13 +130,14 @@ def test_plain_weight_excuses_no_draw_where_f_has_a_tail_of_its_own():
 
 
 def test_an_event_of_few_hits_is_no_concentration():
-    """64 hits in 3,200 draws of equal weight, and one of them three times as heavy: 12.5% of the bar, a hit carries 2.8% on average, as if
-    there were 36 equal ones. Six times as heavy it carries a third: 9 equal ones."""
+    """64 hits in 3,200 draws, one of them six times as heavy: it carries a third of the bar, and the hits are worth 48 equal ones. Twelve
+    times as heavy it carries two thirds."""
     x = (torch.arange(3200) % 50 == 0).double()[:, None, None]
     w = torch.zeros(3200, 1).double()
-    for factor, fires in ((3.0, False), (6.0, True)):
+    for factor, status in ((6.0, Status.OK), (12.0, Status.UNTRUSTED)):
         w[50] = math.log(factor)
-        assert ("CONCENTRATION" in codes(probability(x[..., 0] > 0, Draws(x, x[..., 0], log_weight=w.clone())))) is fires
+        e = probability(x[..., 0] > 0, Draws(x, x[..., 0], log_weight=w.clone(), witnesses=("me",)))
+        assert ("CONCENTRATION" in codes(e)) is (status is Status.UNTRUSTED) and e.status is status
 
 
 def test_weights_that_are_none():

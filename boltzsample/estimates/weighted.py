@@ -161,6 +161,10 @@ def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
     A draw of twice the mean weight at most is what exact draws have, too: of 3,200 from a Gaussian the highest carries over 5% of the
     bar of a second moment in 4% of runs, and no proposal is to blame. It may carry twice the limit, unless f has a tail of its own, k-hat
     above .3: of 3,000 runs of exact draws .1% are flagged then for x^2 of a Gaussian, 91% for that of a Student t_5.
+
+    Of an event the hits are few by nature, and RARE_EVENT counts them: CONCENTRATION speaks of half of the bar alone. Flags at a twentieth
+    leave those runs unflagged that lack a heavy hit, and are too low: on a regression under slips, P(x_0 > c) with 75 hits, 29 of 36 such
+    intervals held the truth, and 73 of 83 with the flagged ones.
     """
     size = g.abs().flatten(0, 1)
     k = torch.where(f.binary | ends(size), torch.full_like(f.scale, math.nan), _khat(size))
@@ -168,11 +172,10 @@ def function_flags(f: Columns, g: Tensor, w: Weights) -> tuple[Flag, ...]:
     unit = g.sum(1).square()
     top, i = unit.max(0)
     share, limit = top / unit.sum(0), max(0.05, 100 / len(unit))
-    carried = torch.where(f.binary, (unit / unit.sum(0)).square().sum(0), share)
     heavy = (w.unit[i] * len(unit) > PLAIN) | (share > 2 * limit) | (k > STEEP)
     much = (share > 0.5) & ~by_chance(unit, w.unit) if one_weight_each(w.share) else share > 0.5
     flags += located("CONCENTRATION", much, share, 0.5, severity="untrusted") if len(unit) > 2 else ()
-    return flags + located("CONCENTRATION", (carried > limit) & (share <= 0.5) & heavy, carried, limit)
+    return flags + located("CONCENTRATION", (share > limit) & (share <= 0.5) & heavy & ~f.binary, share, limit)
 
 
 def _khat(values: Tensor) -> Tensor:
