@@ -70,7 +70,7 @@ def plain(method: Any, equal: bool = False) -> Callable[[Problem, ledger.Job, in
         n = job.n
         done = bz.sample(p.target, method, n=n, seed=job.seed, budget=limit, progress=False)
         while limit and done.evaluations < FULL * limit and n < MOST * job.n:
-            n = int(n * limit / done.evaluations)
+            n = min(int(n * limit / done.evaluations), MOST * job.n)
             done = bz.sample(p.target, method, n=n, seed=job.seed, budget=limit, progress=False)
         return done, 0
 

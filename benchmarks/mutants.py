@@ -163,6 +163,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("adapt: leaving the support counts as an error of the integrator", "kernels/adapt.py", "a = torch.where(outside, EDGE, a)", "a = torch.where(outside, FLOOR, a)", ("tests/test_adapt.py",)),
     Mutant("mixture-is: improper densities pass", "improper.py", "SLOPE = -1.05", "SLOPE = 1e9", ("tests/test_improper.py",)),
     Mutant("ensembles: their own variances taken for exact", "estimates/ensembles.py", "df = 2 * m / max(float(v.var() / v.mean().square()), 1e-9)", "df = 1e9", ("tests/test_smc.py::test_bars_that_are_estimates_are_no_fault",)),
+    Mutant("CONCENTRATION: plain weight excuses any draw", "estimates/weighted.py", " | (k > STEEP)", "", (WEIGHTED,)),
+    Mutant("defense: taken where it harms", "samplers/defended.py", "_log_worth(mixed[fine].cpu()) > ", "_log_worth(mixed[fine].cpu()) < ", ("tests/test_reverse.py::test_defensive_paths_are_taken_where_they_help",)),
     Mutant("pool: components of the wrong moments", "samplers/pool.py", "fit_em(q, seen.z, torch.softmax(seen.log_w, 0), ROUNDS)", "fit_em(q, seen.z, torch.softmax(0 * seen.log_w, 0), ROUNDS)", ("tests/test_slips.py::test_components_settle_at_the_moments_of_the_target",)),
     Mutant("SMC: one resampling too few in the variance", "samplers/cloud.py", "(self.resampled[:, None] + 1.0)", "self.resampled[:, None]", ("tests/test_smc.py::test_each_variance_is_what_it_says",)),
     Mutant("weights: the base is N(0, I) when it is not", "flows/base.py", "return torch.logaddexp(narrow, wide)", "return narrow", ("tests/test_flows.py",)),

@@ -111,10 +111,11 @@ def test_one_draw_that_carries_everything():
 
 def test_a_far_draw_of_plain_weight_is_no_fault_of_the_proposal():
     """Equal weights, and one of 3,200 Gaussian draws at 5: it carries 8% of the bar of E x^2, as it may among exact draws."""
-    x = chains(3200, 1, 1, 1)
+    x = chains(3200, 1, 1, 50)  # fifty functions: k-hat above .3 is met in one of a hundred (5 and more of fifty: 2e-4)
     x[7] = 5.0
     even = torch.zeros(3200, 1)
-    assert "CONCENTRATION" not in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
+    found = expectation(x.square(), Draws(x, x[..., 0], log_weight=even))
+    assert sum("CONCENTRATION" in codes(found[i]) for i in range(50)) <= 4
     even[7] = 1.2
     assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
     x[7], even[7] = 7.0, 0.0  # a quarter of the bar
@@ -125,8 +126,6 @@ def test_plain_weight_excuses_no_draw_where_f_has_a_tail_of_its_own():
     """The quantiles (i - 1/2) / 20,000 of a Student t_5: the highest carries 8% of the bar of E x^2, whose tail has k = .4."""
     x = torch.as_tensor(stats.t(5).ppf((torch.arange(20_000).numpy() + 0.5) / 20_000))[:, None, None]
     assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=torch.zeros(20_000, 1))))
-
-
 
 
 def test_an_event_of_few_hits_is_no_concentration():

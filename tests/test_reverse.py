@@ -164,7 +164,10 @@ def test_defensive_paths_are_taken_where_they_help() -> None:
     for target, wanted in ((t, True), (normal, False)):
         rng = Stream(3).rng()
         z = target.sample(rng, 1000).double()
-        assert helps(0.1, z, -normal.log_prob(z).double(), target.log_prob(z).double(), rng) is wanted
+        log_ratio, log_p = -normal.log_prob(z).double(), target.log_prob(z).double()
+        assert helps(0.1, z, log_ratio, log_p, rng) is wanted
+        log_ratio[5] += 1500.0  # a path that kernels would hardly ever make
+        assert helps(0.1, z, log_ratio, log_p, rng)
 
 
 def test_paths_do_not_depend_on_how_many_go_together() -> None:

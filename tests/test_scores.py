@@ -212,6 +212,7 @@ def test_a_model_survives_the_disk(tmp_path: Path) -> None:
     again = type(model).load(model.save(tmp_path / "model.safetensors"))
     one, two = (m.reverse.draw(50, 2, Stream(1).rng()) for m in (model, again))
     assert torch.equal(one.x, two.x) and torch.equal(one.log_ratio, two.log_ratio)
+    assert again.defense == model.defense == 0.1
     assert again.rule == model.rule and again.looks == model.looks and torch.equal(again.map.m, model.map.m)
     (tmp_path / "text").write_text("no model")
     with pytest.raises(ValueError, match="safetensors"):

@@ -14,7 +14,6 @@ import boltzsample as bz
 from boltzsample.backend import Backend
 from boltzsample.errors import NoGradient, ShapeError
 from boltzsample.maps import Diagonal
-from boltzsample.mixture import DefensiveMixture
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.samplers.explore import Explorer
 from boltzsample.samplers.localization import window_flags
@@ -59,13 +58,15 @@ def test_components_settle_at_the_moments_of_the_target() -> None:
     """Both components of two-modes-near three quarters as wide as they are, equal shares: a variance of 8,000 weighted draws, 30% of them
     in the smaller component, has an error of 3%; asked to 4 of these."""
     m, sd = torch.tensor([[-1.0, 0.0], [1.8, 1.2]]).double(), torch.tensor([[1.0, 0.6], [0.5, 0.9]]).double()
-    thin = DefensiveMixture(torch.full((2,), -math.log(2)).double(), m, torch.diag_embed(0.75 * sd))
+    thin = Mixture(torch.full((2,), -math.log(2)).double(), m, torch.diag_embed((0.75 * sd).square()))
     run = Run(Backend(), Stream(0), Starts(None), Ledger(), Budget(), Progress(False), Interrupt())
-    found = settled(problem("two-modes-near").target, thin, 2, run)
-    S = found.L @ found.L.mT
-    torch.testing.assert_close(S.diagonal(dim1=-2, dim2=-1), sd.square(), rtol=0.12, atol=0.0)
-    assert float(S[:, 0, 1].abs().max()) < 0.12 * 0.45
+    view = Units(problem("two-modes-near").target, Diagonal(torch.zeros(2).double(), torch.ones(2).double()), torch.float64)
+    found = settled(view, thin, 2, run)
+    torch.testing.assert_close(found.S.diagonal(dim1=-2, dim2=-1), sd.square(), rtol=0.12, atol=0.0)
+    assert float(found.S[:, 0, 1].abs().max()) < 0.12 * 0.45
     assert float(found.log_share.exp()[0]) == pytest.approx(0.68, abs=0.03)  # nine tenths of .7, and a twentieth
+    far = Mixture(thin.log_share, thin.m + 30, thin.S)  # hardly a draw is effective: nothing to learn from
+    assert settled(view, far, 2, run) is far
 
 
 def test_a_density_without_an_optimum_is_walked_all_the_same() -> None:

@@ -37,8 +37,9 @@ def defended(reverse: Reverse, n: int, share: float, rng: Rng, dim: int) -> Defe
     if not wide:
         return Defended(*forth)
     back = reverse.back(ends, rng)
-    z = torch.cat([forth.x, ends])
-    return Defended(z, mixed_ratio(z, torch.cat([forth.log_ratio, back.log_ratio]), wide / n, rng))
+    order = rng.uniform(n).argsort()  # so that what is cut off later is of both kinds
+    z, log_ratio = torch.cat([forth.x, ends])[order], torch.cat([forth.log_ratio, back.log_ratio])[order]
+    return Defended(z, mixed_ratio(z, log_ratio, wide / n, rng))
 
 
 def mixed_ratio(z: Tensor, log_ratio: Tensor, share: float, rng: Rng) -> Tensor:
@@ -51,16 +52,17 @@ def mixed_ratio(z: Tensor, log_ratio: Tensor, share: float, rng: Rng) -> Tensor:
 
 def helps(share: float, z: Tensor, log_ratio: Tensor, log_p: Tensor, rng: Rng) -> bool:
     """Whether weights are worth more with a share of defensive paths, from paths back from draws z (n, dim) of the target p."""
-    both = torch.stack([log_ratio, mixed_ratio(z, log_ratio, share, rng)]) + log_p
-    bare, mixed = (both - both.max()).exp().cpu()
-    return _worth(mixed) > _worth(bare)
+    mixed = mixed_ratio(z, log_ratio, share, rng) + log_p
+    fine = mixed.isfinite()
+    return bool(fine.any()) and _log_worth(mixed[fine].cpu()) > _log_worth((log_ratio + log_p)[fine].cpu())
 
 
-def _worth(w: Tensor) -> float:
-    """Of weights w (n,) up to a factor, at draws of the target: there E w = Z / ESS, and a tail of index k is one of k / (1 + k) at the
-    proposal's own draws."""
-    k = 0.0 if is_calm(w) else max(float(khat(w[:, None])[0]), 0.0)
-    return worth(1 / float(w.mean()), k / (1 + k))
+def _log_worth(log_w: Tensor) -> float:
+    """Of log-weights (n,) up to a constant, at draws of the target: there E w = Z / ESS, and a tail of index k is one of k / (1 + k) at the
+    proposal's own draws. Of fewer than 100 draws the tail is not judged."""
+    w = (log_w - log_w.max()).exp()
+    k = 0.0 if is_calm(w) else float(khat(w[:, None])[0].nan_to_num(nan=0.0).clamp(min=0.0))
+    return math.log(worth(1.0, k / (1 + k))) - float(log_w.logsumexp(0))
 
 
 def wide_law(dim: int, rng: Rng) -> StudentT:

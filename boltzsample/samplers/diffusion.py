@@ -183,7 +183,8 @@ class Diffusion(Sampler):
         rng = run.stream.child("calibration").rng(run.backend.dtype, run.backend.device)
         reverse = Reverse(done.net, levels, rule).calibrated(held.z, rng)
         assert reverse.spread is not None
-        if guide is not None and DEFENDED_UP_TO < done.net.dim <= WHERE_IT_HELPS and guide.defended(reverse, DEFENSE):
+        open_to = DEFENDED_UP_TO < done.net.dim <= WHERE_IT_HELPS and self.defense is None and self._share(DEFENSE) > 0
+        if guide is not None and open_to and guide.wants_defense(reverse, DEFENSE):
             defense = DEFENSE
         return ScoreModel(map, done.net, levels, reverse.spread, self.rule, done.history, done.looks, defense)
 

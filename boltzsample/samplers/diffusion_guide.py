@@ -20,7 +20,6 @@ from boltzsample.streams import Rng
 from boltzsample.views import Pullback
 
 LOOK = 500  # paths of a look at the weights
-BACK = 4000  # at most, that the share of defensive paths is chosen by
 LATE, GOOD = 3, 0.5  # rounds after which such an ESS will do
 EFFECTIVE = 1000  # paths that renew the pool: so many of them must be effective
 
@@ -67,20 +66,15 @@ class Guided:
         pool = Pool(path.x, grad, log_p.double(), log_w, torch.arange(n, device=log_w.device), self.held.low, self.held.high)
         return pool[fine.nonzero()[:, 0]].split(rng)
 
-    def defended(self, reverse: Reverse, share: float) -> bool:
+    def wants_defense(self, reverse: Reverse, share: float) -> bool:
         """Whether a share of defensive paths makes weights better, as seen from paths back from the draws held out, at no price."""
-        held = self._some_held(BACK)
-        if held.log_w is not None:
-            held = held[even_index(held.log_w)]
+        held = self.held if self.held.log_w is None else self.held[even_index(self.held.log_w)]
         assert held.log_p is not None
         rng = self.run.stream.child("defense").rng(self.run.backend.dtype, self.run.backend.device)
         return helps(share, held.z, reverse.back(held.z, rng).log_ratio, held.log_p, rng)
 
-    def _some_held(self, n: int) -> Pool:
-        return self.held[torch.arange(min(n, len(self.held.z)), device=self.held.z.device)]
-
     def _eubo(self, reverse: Reverse, rng: Rng) -> float:
-        held = self._some_held(LOOK)
+        held = self.held[torch.arange(min(LOOK, len(self.held.z)), device=self.held.z.device)]
         assert held.log_p is not None
         w = torch.full_like(held.log_p, 1 / len(held.z)) if held.log_w is None else torch.softmax(held.log_w, 0)
         return float((w * (reverse.back(held.z, rng).log_ratio + held.log_p)).sum())

@@ -8,11 +8,15 @@ with the ancestral A, B, C (schedules.py), the mixture's posterior shares r_j an
 chains at y. Where the mixture is the target f_k is exact at any step; what it lacks, the chains' mean adds. T_k trusts them, coordinate by
 coordinate, as far as two halves of a particle's chains say the same: E[d_a d_b] / E[d^2]. Levels where that would gain less than a
 hundredth of a nat have no chains. W_kj is the covariance of draws about the mean of the *other* chains of their particle, so it holds the
-posterior's width and the noise of u; it is pooled over all particles of a pilot and frozen, as are T, the matrices G of the control variate
-and the steps of the chains. Each path is one of two widths,
-a tenth of them c times wider at every step, and its weight is that of the mixture of both laws (Hesterberg 1995).
+posterior's width and the noise of u; it is pooled over all particles of a pilot and frozen, as are T, the matrices G of the control
+variate and the steps of the chains (localized_fit.py). Each path is one of two widths, a tenth of them c times wider at every step. Up to
+sixteen dimensions another tenth comes from the data: it begins as a draw of the mixture d whose components are half Student t_5, and goes
+back to the noise by the b_k. A path's weight is that of the mixture of all these laws (Hesterberg 1995),
 
-Weights are exact with noisy means: given y, the chains are auxiliary variables that depend on the past alone.
+    log w = log p(x) - log[(1 - b) sum_c share_c e^-r_c + b d(x)],        r_c = sum_k (log b_k - log f_k) - log q_(s_0)  by width c,
+
+so that w <= p / (b d) however far in a tail x lies. Weights are exact with noisy means: given y, the chains are auxiliary variables that
+depend on the past alone, and along a path from the data they run in the same order.
 """
 
 from __future__ import annotations
@@ -167,7 +171,7 @@ class Ends(NamedTuple):
 
 def paths(target: Units, guide: Guide, inner: Inner, n: int, rng: Rng) -> tuple[Ends, Spent]:
     """n weighted paths: E exp(log_w) = Z. The last log_prob (n rows) is not in `Spent`."""
-    back = round(BACK * n) if guide.dim <= DEFENDED_UP_TO else 0
+    back = max(round(BACK * n), 1) if guide.dim <= DEFENDED_UP_TO and n > 1 else 0
     which = (rng.uniform(n - back) < WIDE).long()  # one width for all steps of a path
     block = Paths(guide, Chains(target, guide.mixture, guide.s, inner, n - back, rng), which)
     start = block.start()
@@ -175,7 +179,9 @@ def paths(target: Units, guide: Guide, inner: Inner, n: int, rng: Rng) -> tuple[
     path, spent = walk(y, start.log_prob(y), block.forward, block.backward, guide.steps, rng), block.chains.spent
     if back:
         more, spent_more = paths_back(target, guide, inner, back, rng)
-        path, spent = WeightedPath(torch.cat([path.x, more.x]), torch.cat([path.log_ratio, more.log_ratio], 1)), spent + spent_more
+        order = rng.uniform(n).argsort()  # so that what is cut off later is of both kinds
+        path = WeightedPath(torch.cat([path.x, more.x])[order], torch.cat([path.log_ratio, more.log_ratio], 1)[:, order])
+        spent = spent + spent_more
     log_p, share = target.log_prob(path.x), torch.tensor([1 - WIDE, WIDE], dtype=torch.float64, device=y.device).log()
     log_q, b = (share[:, None] - path.log_ratio).logsumexp(0), back / n
     if back:
@@ -207,7 +213,7 @@ def memberships(mixture: Mixture, x: Tensor) -> Tensor:
 
 
 def widths(dim: int) -> Tensor:
-    """Of the paths: 1, and c for the defensive ones."""
+    """Of the paths from the noise: 1, and c for a tenth of them."""
     return torch.tensor([1.0, 1 + 0.7 / math.sqrt(dim)], dtype=torch.float64)
 
 

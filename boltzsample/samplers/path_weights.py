@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from boltzsample.streams import Rng
@@ -42,7 +43,6 @@ class Law(Protocol):
 class Gaussian:
     """N(mean, sd^2) with independent coordinates. mean: (*batch, dim); sd > 0: broadcasts against it.
 
-    >>> import torch
     >>> Gaussian(torch.zeros(1, 2), torch.ones(())).log_prob(torch.ones(1, 2))          # -log 2 pi - 1
     tensor([-2.8379], dtype=torch.float64)
     """
@@ -82,12 +82,17 @@ def walk(x: Tensor, log_q: Tensor, forward: Kernels, backward: Kernels, K: int, 
 
 def walk_back(x: Tensor, log_q: Callable[[Tensor], Tensor], forward: Kernels, backward: Kernels, K: int, rng: Rng) -> WeightedPath:
     """Backward paths from draws x of the target: their starts x_0, and the same log-ratio; add log gamma at the draws."""
-    trail = retrace(x, backward, K, rng)
-    return WeightedPath(trail[0], along(trail, log_q(trail[0]), forward, backward))
+    total = torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
+    for k in reversed(range(K)):
+        b = backward(k, x)
+        y = b.draw(rng)
+        total = total + b.log_prob(y) - forward(k, y).log_prob(x)
+        x = y
+    return WeightedPath(x, total - log_q(x).double())
 
 
 def retrace(x: Tensor, backward: Kernels, K: int, rng: Rng) -> list[Tensor]:
-    """A backward path from x: its places x_0, ..., x_K = x."""
+    """A backward path from x: its places x_0, ..., x_K = x, all of them kept; `walk_back` keeps none."""
     trail = [x]
     for k in reversed(range(K)):
         trail.append(backward(k, trail[-1]).draw(rng))

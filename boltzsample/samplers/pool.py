@@ -21,6 +21,7 @@ from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.localized import Mixture
 from boltzsample.samplers.mixture_is import MixtureIS
 from boltzsample.samplers.noised import ALIKE, Noised, by_row, drawn
+from boltzsample.samplers.posterior import Units
 from boltzsample.samplers.refine import LAST, LAST_SHARE, REFINED_UP_TO, floored, pilot
 from boltzsample.samplers.sampler import Run
 from boltzsample.streams import Stream
@@ -29,6 +30,7 @@ from boltzsample.target import Target
 NOISE = 3.0  # the first level, in widths of a mode
 DRAWS = 4000
 ROUNDS = 20
+EFFECTIVE = 20  # draws for each dimension of each component
 SLACK = 2.0  # nats
 DENSE_UP_TO = 128  # dimensions
 INF = float("inf")
@@ -61,26 +63,31 @@ def pool(target: Target, explorer: Explorer, data: Draws | None, run: Run) -> Po
     seen = explorer(target, run) if data is None else Explored(_points(data, target.dim), None, INF)
     done = MixtureIS(explorer=Given(points=seen.x)).fit(target, replace(run, replicates=1))
     q, points = done.mixtures[0], seen.x.double().to(run.backend.device)
-    if data is None:
-        q = settled(target, q, max(done.found[0], 1), run)  # where no optimum was found there is one component all the same
-    else:
+    if data is not None:
         share = q.responsibilities(points).mean(0)
         q = q.reshared(share.clamp(min=1e-3 / len(share)))
     units = within(q)
     mixture = in_units(q, units)
+    if data is None:
+        view = Units(target, units, run.backend.dtype)
+        mixture = settled(view, mixture, max(done.found[0], 1), run)  # where no optimum was found there is one component all the same
     return Pool(units, mixture, done.found[0], forgotten(mixture, units.pull(points)), seen._replace(x=seen.x[:0]))
 
 
-def settled(target: Target, q: DefensiveMixture, modes: int, run: Run) -> DefensiveMixture:
-    """The components at the moments of the target's draws, by the weights of q's own; above 16 dimensions there are too few for that.
+def settled(target: Units, mixture: Mixture, modes: int, run: Run) -> Mixture:
+    """The components at the moments of the target's draws, by the weights of their own; above 16 dimensions, or where few are effective, as
+    they were. In units, where moments do not cancel.
 
-    As a proposal q is good enough long before, for its Student-t parts bear what its components miss; here they stand alone.
+    As a proposal they are good enough long before, for Student-t parts bear what they miss; here they stand alone.
     """
     if target.dim > REFINED_UP_TO or run.must_stop(LAST, LAST_SHARE):
-        return q
-    rng = run.stream.child("settled").rng(run.backend.dtype, run.backend.device)
-    seen = pilot(target, q, LAST, rng, run)
-    return floored(fit_em(q, seen.z, torch.softmax(seen.log_w, 0), ROUNDS), modes) if seen.ess > 0 else q
+        return mixture
+    q = DefensiveMixture(mixture.log_share, mixture.m, torch.linalg.cholesky(mixture.S))
+    seen = pilot(target, q, LAST, run.stream.child("settled").rng(torch.float64, run.backend.device), run)
+    if seen.ess * LAST < EFFECTIVE * target.dim * q.components:
+        return mixture
+    q = floored(fit_em(q, seen.z, torch.softmax(seen.log_w, 0), ROUNDS), modes)
+    return Mixture(q.log_share, q.m, q.L @ q.L.mT)
 
 
 def forgotten(mixture: Mixture, z: Tensor) -> float:

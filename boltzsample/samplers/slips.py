@@ -169,7 +169,7 @@ class SLIPS(Sampler):
         guide, inner = moved(self.guides[r_own], to), moved(self.inners[r_own], to)
         view = Units(target, moved(self.units[r_own], to), run.backend.dtype)
         price = path_price(guide, inner)
-        n, flags = _within_budget(n, price, run)
+        n, flags = _within_budget(n, price * (run.replicates - r), run)
         parts: list[Ends] = []
         moves = [0.0, 0]
         for b, first in enumerate(range(0, n, BLOCK)):
@@ -211,10 +211,11 @@ def _room(n: int, price: int, run: Run) -> int:
 
 
 def _within_budget(n: int, price: int, run: Run) -> tuple[int, list[Flag]]:
+    """n draws, or as many as the budget has room for at this price; 10 at least."""
     limit = run.budget.evaluations
     if limit is None:
         return n, []
-    left = max((limit - run.reserve - run.ledger.total) // (run.replicates * price), 10)
+    left = max((limit - run.reserve - run.ledger.total) // price, 10)
     return (n, []) if left >= n else (left, [flag("STOPPED_EARLY", detail=f"{left} of {n} draws")])
 
 

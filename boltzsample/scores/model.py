@@ -99,4 +99,4 @@ def _rebuilt(tensors: dict[str, Tensor], how: dict[str, Any]) -> ScoreModel:
     m = tensors["map.m"]
     map = Diagonal(m, tensors["map.s"]) if "map.s" in tensors else Dense(m, tensors["map.L"])
     levels, looks = Levels(tensors["alpha"], tensors["sigma"]), tuple(Glance(*look) for look in how["looks"])
-    return ScoreModel(map, net, levels, tensors["spread"], _rule(how["rule"]), tensors["history"], looks, how.get("defense", 0.0))
+    return ScoreModel(map, net, levels, tensors["spread"], _rule(how["rule"]), tensors["history"], looks, float(how.get("defense", 0.1)))
