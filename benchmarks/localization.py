@@ -123,13 +123,12 @@ def pool_row(name: str, way: str, found: list[ledger.Record]) -> str:
 
 
 def run_row(name: str, way: str, found: list[ledger.Record]) -> str:
-    def mean(key: str, form: str) -> str:
+    def mean(key: str, form: str, of: Callable[[list[float]], float] = statistics.fmean) -> str:
         numbers = [v for r in found if (v := ledger.number(r.get(key))) is not None]
-        return format(statistics.fmean(numbers), form) if numbers else ""
+        return format(of(numbers), form) if numbers else ""
 
     def middle(key: str) -> str:  # an event met by draws of weight e^-600 alone has a z without end
-        numbers = [v for r in found if (v := ledger.number(r.get(key))) is not None]
-        return f"{statistics.median(numbers):.1f}" if numbers else ""
+        return mean(key, ".1f", statistics.median)
 
     said = ", ".join(f"{k} {v}" for k, v in Counter(r["status"] for r in found).most_common())
     excess = [r["mode_tv"] / r["mode_tv_floor"] for r in found if ledger.number(r.get("mode_tv")) is not None]

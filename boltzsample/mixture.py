@@ -9,7 +9,7 @@ components; it helps in few dimensions only, so b = .05 up to eight and 0 above.
 `fit_em` is expectation-maximization on weighted draws (Dempster, Laird & Rubin 1977, JRSS B 39(1)), but with the plain moments of a
 component's draws, as if all of it were Gaussian: where there are tails it comes out wider than the likelihood would have it, as a
 proposal should (with the exact step k-hat was .3 to .6 where it is 0 to .2). Each component is shrunk towards what it was by dim + 2
-draws' worth, so that one that has hardly any draws stays as it is.
+draws' worth, so that one that has hardly any draws hardly moves in a round.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ moves mu by -G_u / (1 - W_u), where G_u and W_u sum g_i and W_i over its draws. 
 
 which for independent weighted draws (one draw a unit) is the delta method corrected for leverage. Student t with ESS - 1 degrees,
 ESS = 1 / sum_u W_u^2; |bias| <= se / sqrt(ESS) by Cauchy and Schwarz, so ESS_LOW also speaks for the bias.
-The bar is as good as the weights: k-hat of w and of |g| (tails.py), the largest share of sum g^2, and ESS are judged at the grade an
-error bar needs (k-hat <= .4, or .6 where the weights are nearly equal), stricter than the .7 of an estimate.
+The bar is as good as the weights: k-hat of w and of |g| (tails.py), the largest share of sum g^2 (of events, from a half on), and ESS are
+judged at the grade an error bar needs (k-hat <= .4, or .6 where the weights are nearly equal), stricter than the .7 of an estimate.
 """
 
 from __future__ import annotations

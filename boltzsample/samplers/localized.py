@@ -196,9 +196,9 @@ def paths_back(target: Units, guide: Guide, inner: Inner, n: int, rng: Rng) -> t
     return WeightedPath(trail[-1], along(trail, block.start().log_prob(trail[0]), block.forward, block.backward)), block.chains.spent
 
 
-def defensive(mixture: Mixture) -> DefensiveMixture:
-    """What paths from the data begin with: half of each component is a Student t."""
-    return DefensiveMixture(mixture.log_share, mixture.m, torch.linalg.cholesky(mixture.S), wide=0.5)
+def defensive(mixture: Mixture, wide: float = 0.5) -> DefensiveMixture:
+    """What paths from the data begin with: a share `wide` of each component is a Student t."""
+    return DefensiveMixture(mixture.log_share, mixture.m, torch.linalg.cholesky(mixture.S), wide)
 
 
 def path_price(guide: Guide, inner: Inner) -> int:

@@ -1,8 +1,9 @@
 """What weighted paths begin with: a pool of points of the target, and a Gaussian mixture fitted to it.
 
 The pool is an exploration (a small SMC up from the wide base) or the user's own draws. Chains in every mode it leads to give a Gaussian
-for each (mixture_is.py). The shares of the components are those of a pilot's weights, or of the user's draws, right or wrong: path weights
-make up for them.
+for each (mixture_is.py); up to sixteen dimensions, and where the pool is an exploration, they are moved to the moments of weighted draws
+(`settled`). The shares of the components are those of a pilot's weights, or of the user's draws, right or wrong: path weights make up for
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from boltzsample.estimates.weighted import even_index
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.mixture import DefensiveMixture, fit_em
 from boltzsample.samplers.explore import Explored, Explorer
-from boltzsample.samplers.localized import Mixture
+from boltzsample.samplers.localized import Mixture, defensive
 from boltzsample.samplers.mixture_is import MixtureIS
 from boltzsample.samplers.noised import ALIKE, Noised, by_row, drawn
 from boltzsample.samplers.posterior import Units
@@ -82,7 +83,7 @@ def settled(target: Units, mixture: Mixture, modes: int, run: Run) -> Mixture:
     """
     if target.dim > REFINED_UP_TO or run.must_stop(LAST, LAST_SHARE):
         return mixture
-    q = DefensiveMixture(mixture.log_share, mixture.m, torch.linalg.cholesky(mixture.S))
+    q = defensive(mixture, wide=0.1)
     seen = pilot(target, q, LAST, run.stream.child("settled").rng(torch.float64, run.backend.device), run)
     if seen.ess * LAST < EFFECTIVE * target.dim * q.components:
         return mixture
