@@ -4,8 +4,8 @@ A transition costs L F + noise + rest: F is one value-and-gradient inside a comp
 
     F = (time of a graph with 20 chained ones - time of one with 10) / 10,
 
-noise is the drawing of momenta and coins, rest is the library's own share. With blackjax installed (extra `bench`) its vmapped,
-jitted HMC runs beside ours: the same target, step size and chains, float32, order alternated, medians of the pairs.
+noise is the drawing of momenta and coins within the same runs, rest is the library's own share. With blackjax installed (extra
+`bench`) its vmapped, jitted HMC runs beside ours: the same target, step size and chains, float32, order alternated, medians of the pairs.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from boltzsample.streams import block_steps
+from targets import problem
+
 L = 10
 H = 0.05
 STRIDE = 4  # as in samplers.mcmc; one where the batch is large (Chains.stride)
 REPEATS = 7
+HEAD = "target | chains | grads/s | L F (us) | noise (us; ns a normal) | rest (us) | rest / L F | compile (s) | accepted | ours / blackjax"
 HELD = (16 << 20, 24 << 20)  # bytes
 
 
 class Case(NamedTuple):
-    """A target in torch and, for the peer, in jax; `x0` (chains, dim) is where chains stand."""
+    """A target in torch and, for the peer, in jax."""
 
     log_prob: Callable[[Tensor], Tensor]
     jax_log_prob: Callable[[Any, Any], Any]  # (jax.numpy, x (dim,)) -> ()
@@ -71,19 +75,14 @@ def many_well() -> Case:
 
 
 def cancer() -> Case:
-    from targets.data import breast_cancer
-
-    X, y, _ = breast_cancer()
-    A, b = X.float(), y.float()
-    An, bn = A.numpy(), b.numpy()
+    A = problem("cancer").target.signed.float()  # standardized: of raw columns, in the thousands, every trajectory is rejected
+    An = A.numpy()
 
     def log_prob(w: Tensor) -> Tensor:
-        z = w @ A.to(w).T
-        return (b.to(w) * z - torch.nn.functional.softplus(z)).sum(-1) - 0.5 * w.square().sum(-1)
+        return torch.nn.functional.logsigmoid(w @ A.to(w).T).sum(-1) - 0.5 * w.square().sum(-1)
 
     def peer(np: Any, w: Any) -> Any:
-        z = np.asarray(An) @ w
-        return (np.asarray(bn) * z - np.logaddexp(z, 0.0)).sum() - 0.5 * (w**2).sum()
+        return -np.logaddexp(-(np.asarray(An) @ w), 0.0).sum() - 0.5 * (w**2).sum()
 
     return Case(log_prob, peer, A.shape[1])
 
@@ -97,8 +96,16 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def ours(case: Case, chains: int) -> tuple[Callable[[int], float], Any, float]:
-    """A function (transitions) -> seconds, the Chains behind it, and the seconds the first strides took (compiling)."""
+class Spent(NamedTuple):
+    """Seconds of a run of ours, those of them that noise took, and the share of trajectories that were accepted."""
+
+    seconds: float
+    noise: float
+    accepted: float
+
+
+def ours(case: Case, chains: int) -> tuple[Callable[[int], Spent], float]:
+    """A function of transitions, and the seconds that the first strides took (compiling)."""
     from boltzsample import HMC, from_log_prob
     from boltzsample.backend import Backend
     from boltzsample.kernels.chains import Chains
@@ -114,13 +121,25 @@ def ours(case: Case, chains: int) -> tuple[Callable[[int], float], Any, float]:
     for size in HELD:  # the allocator keeps what is freed once it has freed larger blocks, as a run's adaptation has by then;
         torch.empty(size, dtype=torch.uint8)  # else 33 page faults a transition of the Gaussian, which runs do not have
 
-    def run(transitions: int) -> float:
+    drawing, draw = [0.0], moving._noise
+
+    def timed(name: str, block: int) -> Any:
         began = time.perf_counter()
+        drawn = draw(name, block)
+        drawing[0] += time.perf_counter() - began
+        return drawn
+
+    moving._noise = timed  # type: ignore[method-assign]
+
+    def run(transitions: int) -> Spent:
+        moving.forget()
+        drawing[0], began = 0.0, time.perf_counter()
         for _ in moving.strides(transitions, "benchmark", STRIDE):
             pass
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        return Spent(seconds, drawing[0], float(moving.meter.moves.double().mean()) / transitions)
 
-    return run, moving, run(2 * STRIDE)
+    return run, run(2 * STRIDE).seconds
 
 
 def floor(case: Case, chains: int) -> float:
@@ -144,18 +163,6 @@ def floor(case: Case, chains: int) -> float:
     ten, twenty = chained(10), chained(20)
     differences = [_best(lambda: twenty(x)) - _best(lambda: ten(x)) for _ in range(5)]
     return max(statistics.median(differences) / 10, 1e-9)
-
-
-def noise(moving: Any) -> float:
-    """Seconds of noise for one transition."""
-    from boltzsample.streams import block_steps
-
-    times = []
-    for block in range(5):
-        began = time.perf_counter()
-        moving._noise("noise", block)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) / block_steps(moving.state.x.shape[-1])
 
 
 def peer(case: Case, chains: int) -> Callable[[int], float] | None:
@@ -201,31 +208,29 @@ def _best(work: Callable[[], Any]) -> float:
 def measure(name: str, chains: int) -> str:
     """One row of the table."""
     case = CASES[name]()
-    run, moving, compiling = ours(case, chains)
+    run, compiling = ours(case, chains)
     other = peer(case, chains)
-    transitions = max(STRIDE, int(0.25 / max(run(4 * STRIDE) / (4 * STRIDE), 1e-6)) // STRIDE * STRIDE)  # about a quarter second
+    block = block_steps(case.dim)  # whole blocks of noise, about a quarter second
+    transitions = block * max(1, int(0.25 / max(run(block).seconds, 1e-6)))
     pairs = []
     for i in range(REPEATS):
-        if other is not None and i % 2:
-            theirs = other(transitions)
-            pairs.append((run(transitions), theirs))
-        else:
-            mine = run(transitions)
-            pairs.append((mine, other(transitions) if other is not None else math.nan))
-    per = statistics.median(a for a, _ in pairs) / transitions
-    ratio = statistics.median(b / a for a, b in pairs)
-    f, z = floor(case, chains), noise(moving)
+        first = other(transitions) if other and i % 2 else math.nan
+        mine = run(transitions)
+        pairs.append((mine, other(transitions) if other and not i % 2 else first))
+    per, z = (statistics.median(getattr(mine, part) for mine, _ in pairs) / transitions for part in ("seconds", "noise"))
+    ratio = statistics.median(theirs / mine.seconds for mine, theirs in pairs)
+    f = floor(case, chains)
     rest = per - L * f - z
     rates = f"{L * chains / per:.1e} | {L * f * 1e6:.0f} | {z * 1e6:.0f} ({z * 1e9 / (chains * case.dim):.1f}) | {rest * 1e6:.0f}"
-    return f"| {name} | {chains} | {rates} | {rest / (L * f):.2f} | {compiling:.0f} | {ratio:.2f} |"
+    accepted = pairs[0][0].accepted  # a rejected trajectory costs another time: it may have left all scales
+    return f"| {name} | {chains} | {rates} | {rest / (L * f):.2f} | {compiling:.0f} | {accepted:.2f} | {ratio:.2f} |"
 
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     spin = os.environ.get("GOMP_SPINCOUNT", "not set")
     print(f"threads {args.threads}, torch {torch.__version__}, float32, HMC L = {L}, strides of {STRIDE}, GOMP_SPINCOUNT {spin}\n")
-    print("| target | chains | grads/s | L F (us) | noise (us; ns per normal) | rest (us) | rest / L F | compile (s) | ours / blackjax |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| {HEAD} |\n{'|---' * (HEAD.count('|') + 1)}|")
     with torch.no_grad():
         for name in args.target or CASES:
             for chains in args.chains:

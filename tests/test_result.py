@@ -375,3 +375,16 @@ def test_the_summary_is_strict_json() -> None:
 )  # fmt: skip
 def test_plus_minus(value: float, half: float, text: str) -> None:
     assert plus_minus(value, value - half, value + half) == text
+
+
+def test_a_tail_beside_a_heavy_one_has_to_be_seen_light():
+    u = (torch.randperm(4000, generator=torch.Generator().manual_seed(0)).double() + 0.5).reshape(4000, 1) / 4000
+    normal, power = torch.special.ndtri(u), u**-0.45  # of finite variance, just so: k-hat is .45
+    cauchy = (math.pi * (torch.rand(4000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5)).tan()
+
+    def codes(company, f):
+        x = torch.stack([normal, power, company], -1)
+        return {g.code for g in result(Draws.from_arrays(x)).expectation(f).flags}
+
+    assert "HEAVY_F" in codes(cauchy, lambda x: x[..., 1])
+    assert "HEAVY_F" not in codes(cauchy, lambda x: x[..., 0]) | codes(cauchy, lambda x: x[..., 1] > 3) | codes(normal, lambda x: x[..., 1])

@@ -65,6 +65,15 @@ def heavy_check(z: Tensor, skip: Tensor | None = None) -> tuple[Flag, ...]:
     return flags + located("HEAVY_F", (k >= HEAVY) & (k < min(clear, 1.0)) & (s >= 256), k, HEAVY, severity="caution", detail="k-hat")
 
 
+def doubtful_tails(f: Columns) -> tuple[Flag, ...]:
+    """HEAVY_F as a caution where k-hat of a tail of f is below 1/2 by less than one and a half standard errors: to be asked where a
+    coordinate of the same draws has heavy tails, for then a light tail of f has to be seen, not supposed."""
+    k = heaviness(f.z, skip=f.binary)
+    clear = HEAVY - 1.5 / math.sqrt(max(tail_length(f.z.shape[0] * f.z.shape[1]), 1))
+    detail = "k-hat, where a coordinate of this run has heavy tails"
+    return located("HEAVY_F", (k >= clear) & (k < HEAVY), k, clear, severity="caution", detail=detail)
+
+
 def heaviness(z: Tensor, skip: Tensor | None = None) -> Tensor:
     """k-hat (k,) of the heavier tail; NaN where z takes at most 10 values, or there are under 100 draws. Each tail is fitted alone:
     |f - mean| folds the bulk of a one-sided f onto its tail (of x^2 for normal x, 256 draws: k-hat >= 1/2 in half of all samples)."""
