@@ -199,7 +199,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("unweighted: nobody says that weights are missing", "samplers/unweighted.py", 'flags = [flag("PATH_WEIGHT_MISSING"), flag(', "flags = [flag(", ("tests/test_slips.py",)),
     Mutant("window: starts for copies", "samplers/window.py", "within = float(x.var(2)", "within = float(x.var(1)", ("tests/test_slips.py",)),
     Mutant("slips: what was forgotten is not told", "samplers/pool.py", "< least - SLACK", "< least - 1e9", ("tests/test_slips.py",)),
-    Mutant("HEAVY_F: tails beside heavy ones taken for light", "results.py", "f.draws)) if heavy else ()", "f.draws)) if False else ()", ("tests/test_result.py",)),
+    Mutant("HEAVY_F: tails beside heavy ones taken for light", "results.py", "own.ess)) if heavy else own", "own.ess)) if False else own", ("tests/test_result.py",)),
     Mutant("starts: all chains share one", "samplers/starts.py", "return index // SUPERCHAIN if chains >= 4 * SUPERCHAIN else index", "return 0 * index", ("tests/test_starts.py",)),
     Mutant("weighted mean about an unweighted centre", "estimates/columns.py", "return torch.softmax(draws.log_weight.detach()", "return torch.softmax(0 * draws.log_weight.detach()", (WEIGHTED,)),
     *(Mutant(*planted) for planted in PLANTED),

@@ -16,7 +16,6 @@ from torch import Tensor
 from boltzsample.draws import Draws, Estimate
 from boltzsample.errors import ShapeError
 from boltzsample.estimates import evidence
-from boltzsample.estimates.columns import columns
 from boltzsample.estimates.diagnostics import doubtful_tails
 from boltzsample.estimates.expectation import covariance, expectation, probability, sd
 from boltzsample.estimates.quantiles import quantile
@@ -76,7 +75,8 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
             return combine([r.expectation(f) for r in self.replicates])
         y = self._y(f)
         own = expectation(y, self.draws, self._y_start(f))
-        return own if f is None else self._of_this_run(replace(own, flags=own.flags + self._heavy_company(y)))
+        own = self._in_company(own, own if f is None else self.means, y)
+        return own if f is None else self._of_this_run(own)
 
     def sd(self, f: Functional | None = None) -> Estimate:
         """The standard deviation of f; without `f`, of every coordinate. Shapes and errors as `expectation`."""
@@ -150,10 +150,11 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         heirs = tuple(replace(f, severity=severity, index=None, detail="of the means of this run; " + f.detail) for f in worse.values())
         return replace(own, flags=own.flags + heirs)
 
-    def _heavy_company(self, y: Tensor) -> tuple[Flag, ...]:
-        """What is to be said of the tails of f, where a coordinate of these chains has heavy ones."""
-        heavy = self.draws.log_weight is None and any(g.code == "HEAVY_F" and g.severity == "untrusted" for g in self.means.flags)
-        return doubtful_tails(columns(y, self.draws)) if heavy else ()
+    def _in_company(self, own: Estimate, means: Estimate, y: Tensor) -> Estimate:
+        """E f with what is to be said of the tails of f where a coordinate of these chains has heavy ones (squares, and so sd
+        and covariances, have a k-hat twice that of f, and speak for themselves)."""
+        heavy = self.draws.log_weight is None and any(g.code == "HEAVY_F" and g.severity == "untrusted" for g in means.flags)
+        return replace(own, flags=own.flags + doubtful_tails(y, self.draws, own.ess)) if heavy else own
 
     # ---- what the run was ----
 

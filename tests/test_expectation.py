@@ -5,6 +5,7 @@ one that covers .85 with probability .99. All replicates of a case are columns o
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from scipy import special, stats
 from boltzsample.draws import Draws, Estimate
 from boltzsample.errors import ShapeError
 from boltzsample.estimates import covariance, expectation, probability, quantile, sd
+from boltzsample.estimates.diagnostics import doubtful_tails
 from boltzsample.flags import Status
 from tests.ar1 import chains, codes, draws_of, rng
 
@@ -262,6 +264,7 @@ def test_the_users_default_device_and_dtype_do_not_matter():
     d, start = Draws(x, x[..., 0], group=torch.arange(64) // 8), torch.randn(64, 2, generator=rng())
     asked = [lambda f=f: f(x, d) for f in (sd, covariance)]
     asked += [lambda: expectation(x, d, start), lambda: quantile(x, 0.2, d), lambda: probability(x > 3, d)]
+    asked += [lambda: replace(sd(x, d), flags=doubtful_tails(x, d, torch.tensor([90.0, 900.0], dtype=torch.float64, device="cpu")))]
     before = [f() for f in asked]
     torch.set_default_device("meta")
     torch.set_default_dtype(torch.float64)

@@ -99,6 +99,8 @@ def test_a_property_of_f_is_decided_by_most_replicates():
     heavy = (flag("HEAVY_F", value=0.55, threshold=0.5),)
     assert combine(normal(9, flagged={i: heavy for i in range(4)})).status is Status.OK
     assert combine(normal(9, flagged={i: heavy for i in range(5)})).status is Status.UNTRUSTED
+    doubtful = (replace(heavy[0], severity="caution"),)
+    assert combine(normal(9, flagged={0: heavy} | {i: doubtful for i in range(1, 6)})).status is Status.CAUTION
     refused = [*normal(8), number(math.nan, math.nan, (flag("HEAVY_F", value=1.2, threshold=1.0),))]
     assert combine(refused).status is Status.UNTRUSTED
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from boltzsample.draws import Draws
 from boltzsample.errors import BatchCrosstalkError, DtypeError, ShapeError
+from boltzsample.estimates.diagnostics import doubtful_tails
 from boltzsample.flags import Status, flag
 from boltzsample.report import summary_dict
 from boltzsample.results import Result, result
@@ -379,12 +380,16 @@ def test_plus_minus(value: float, half: float, text: str) -> None:
 
 def test_a_tail_beside_a_heavy_one_has_to_be_seen_light():
     u = (torch.randperm(4000, generator=torch.Generator().manual_seed(0)).double() + 0.5).reshape(4000, 1) / 4000
-    normal, power = torch.special.ndtri(u), u**-0.45  # of finite variance, just so: k-hat is .45
     cauchy = (math.pi * (torch.rand(4000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5)).tan()
+    x = torch.stack([torch.special.ndtri(u), u**-0.45, u**-0.3, cauchy], -1)  # k-hat 0, .45 (of finite variance, just so), .3 and 1
+    heavy, light = result(Draws.from_arrays(x)), result(Draws.from_arrays(x[..., :3]))
 
-    def codes(company, f):
-        x = torch.stack([normal, power, company], -1)
-        return {g.code for g in result(Draws.from_arrays(x)).expectation(f).flags}
-
-    assert "HEAVY_F" in codes(cauchy, lambda x: x[..., 1])
-    assert "HEAVY_F" not in codes(cauchy, lambda x: x[..., 0]) | codes(cauchy, lambda x: x[..., 1] > 3) | codes(normal, lambda x: x[..., 1])
+    doubt = heavy.expectation(lambda x: x[..., 1])
+    (found,) = (g for g in doubt.flags if g.code == "HEAVY_F")
+    assert found.severity == "caution" and found.index is None and doubt.value.isfinite()
+    assert found.value == pytest.approx(0.45, abs=0.02)
+    assert heavy.means[1].status == "caution" and heavy.means[3].status == "untrusted"  # the coordinates themselves are asked, too
+    for r, f in ((heavy, lambda x: x[..., 0]), (heavy, lambda x: x[..., 2]), (light, lambda x: x[..., 1])):
+        assert "HEAVY_F" not in {g.code for g in r.expectation(f).flags}
+    few = doubtful_tails(x[..., 2], heavy.draws, torch.tensor(200.0, dtype=torch.float64))
+    assert [g.severity for g in few] == ["caution"]  # of 200 effective draws ten are in the tail, and .3 is within an error of .5

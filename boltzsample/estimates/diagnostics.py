@@ -16,7 +16,7 @@ from torch import Tensor
 
 from boltzsample.draws import Draws
 from boltzsample.estimates.chains import BETWEEN, SHORT, between, inner_autocorrelation_time, within
-from boltzsample.estimates.columns import Columns, columns, located, on_cpu
+from boltzsample.estimates.columns import Columns, columns, located, on_cpu, unlocated
 from boltzsample.estimates.stationarity import drift_test, nested_rhat, nested_rhat_test, start_memory_test
 from boltzsample.estimates.tails import khat, tail_length
 from boltzsample.flags import Flag
@@ -65,13 +65,17 @@ def heavy_check(z: Tensor, skip: Tensor | None = None) -> tuple[Flag, ...]:
     return flags + located("HEAVY_F", (k >= HEAVY) & (k < min(clear, 1.0)) & (s >= 256), k, HEAVY, severity="caution", detail="k-hat")
 
 
-def doubtful_tails(f: Columns) -> tuple[Flag, ...]:
-    """HEAVY_F as a caution where k-hat of a tail of f is below 1/2 by less than one and a half standard errors: to be asked where a
-    coordinate of the same draws has heavy tails, for then a light tail of f has to be seen, not supposed."""
-    k = heaviness(f.z, skip=f.binary)
-    clear = HEAVY - 1.5 / math.sqrt(max(tail_length(f.z.shape[0] * f.z.shape[1]), 1))
-    detail = "k-hat, where a coordinate of this run has heavy tails"
-    return located("HEAVY_F", (k >= clear) & (k < HEAVY), k, clear, severity="caution", detail=detail)
+@on_cpu
+def doubtful_tails(y: Tensor, draws: Draws, ess: Tensor) -> tuple[Flag, ...]:
+    """HEAVY_F as a caution where k-hat of a tail of f, y (units, draws, *shape) with `ess` effective draws, is below 1/2 by less than a
+    standard error, 1.5 / sqrt(effective draws in the tail): to be asked where a coordinate of the same draws has heavy tails, for then a
+    light tail of f has to be seen, not supposed."""
+    f = columns(y, draws)
+    k, s = heaviness(f.z, skip=f.binary), f.z.shape[0] * f.z.shape[1]
+    share = (ess.flatten() / s).nan_to_num(nan=1.0).clamp(1 / s, 1.0)
+    clear = HEAVY - 1.5 / (tail_length(s) * share).sqrt()
+    detail = "k-hat is not clearly below 1/2, and a coordinate of this run has heavy tails"
+    return unlocated(located("HEAVY_F", (k >= clear) & (k < HEAVY) & (s >= 256), k, HEAVY, severity="caution", detail=detail), y.shape[2:])
 
 
 def heaviness(z: Tensor, skip: Tensor | None = None) -> Tensor:

@@ -98,10 +98,11 @@ def _judged(code: str, estimates: Sequence[Estimate], k: int) -> Iterator[Flag]:
     r = len(estimates)
     found = [[f for f in e.flags if f.code == code] for e in estimates]
     carries = torch.stack([_components(flags, k) for flags in found])  # (R, k)
+    grave = torch.stack([_components([f for f in flags if f.severity == "untrusted"], k) for flags in found]).sum(0)
     count = carries.sum(0)
     lost = (carries & torch.stack([e.value.flatten().isnan() for e in estimates])).any(0)
     gravest = max((f for flags in found for f in flags), key=lambda f: f.status.rank)
-    level = _levels(code, count, r, lost).clamp(max=LADDER.index(gravest.severity))
+    level = _levels(code, count, grave, r, lost).clamp(max=LADDER.index(gravest.severity))
     detail = f"{int(count.max())} of {r} replicates" + (f"; {gravest.detail}" if gravest.detail else "")
     for rank, severity in enumerate(LADDER):
         where = (count > 0) & (level == rank)
@@ -110,13 +111,13 @@ def _judged(code: str, estimates: Sequence[Estimate], k: int) -> Iterator[Flag]:
             yield Flag(code, severity, detail, gravest.value, gravest.threshold, index)
 
 
-def _levels(code: str, count: Tensor, r: int, lost: Tensor) -> Tensor:
-    """(k,) 0 info, 1 caution at most, 2 the replicates' own severity."""
+def _levels(code: str, count: Tensor, grave: Tensor, r: int, lost: Tensor) -> Tensor:
+    """(k,) 0 info, 1 caution at most, 2 the replicates' own severity; `grave` of the `count` replicates are untrusted."""
     if code in CHANCE:
         p = torch.as_tensor(stats.binom.sf(count.numpy() - 1, r, RATE))
         return (p < 1e-2).long() + (p < LEVEL).long()
     if code in NOISY:
-        return torch.where(lost | (2 * count > r), 2, 0)
+        return torch.where(lost | (2 * grave > r), 2, (2 * count > r).long())
     if code == "ONE_UNIT":
         return torch.full_like(count, 0 if r >= 16 else 1 if r >= 4 else 2)
     if code == "CONSTANT_F":
