@@ -159,6 +159,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mixture-is: Student's scale forgotten in the density", "mixture.py", "math.log(nu * math.pi * c2)", "math.log(nu * math.pi)", ("tests/test_mixture.py",)),
     Mutant("mixture-is: log-det with the wrong sign", "mixture.py", "self.log_share - self.log_det +", "self.log_share + self.log_det +", ("tests/test_mixture.py",)),
     Mutant("mixture-is: what was forgotten is not told", "samplers/mixture_is.py", "if max(self.forgotten, default=0.0) > FORGOTTEN:", "if False:", ("tests/test_mixture.py",)),
+    Mutant("mixture-is: a climb that leapt makes a member", "samplers/mixture_is.py", "own > 4 * far", "own > 1e9 * far", ("tests/test_mixture.py",)),
     Mutant("mixture-is: never made wider", "samplers/refine.py", "for width in WIDTHS if", "for width in () if", ("tests/test_mixture.py",)),
     Mutant("adapt: leaving the support counts as an error of the integrator", "kernels/adapt.py", "a = torch.where(outside, EDGE, a)", "a = torch.where(outside, FLOOR, a)", ("tests/test_adapt.py",)),
     Mutant("mixture-is: improper densities pass", "improper.py", "SLOPE = -1.05", "SLOPE = 1e9", ("tests/test_improper.py",)),

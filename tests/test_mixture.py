@@ -12,10 +12,12 @@ from torch import Tensor
 import boltzsample as bz
 from boltzsample.ascent import ascend
 from boltzsample.backend import Backend
+from boltzsample.laplace import Laplace
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.mixture import DefensiveMixture, fit_em
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.samplers.local import Local, gaussians
+from boltzsample.samplers.mixture_is import _near
 from boltzsample.samplers.modes import optima
 from boltzsample.samplers.refine import LAST, pilot, widened
 from boltzsample.samplers.sampler import Budget, Ledger, Run
@@ -187,3 +189,14 @@ def test_components_too_thin_are_made_wider_and_right_ones_left(width: float, wi
     best = widened(counted, first, Stream(2).rng(), run)
     assert (best.proposal is not q) == wider and run.ledger.total == counted.total
     assert best.ess > 0.9 and (best.ess > first.ess + 0.3) == wider
+
+
+def test_a_point_whose_climb_leapt_from_another_mode_is_of_neither():
+    def hill(at, precision):
+        C = torch.eye(2, dtype=torch.float64) * precision**0.5
+        return Laplace(torch.tensor([at, 0.0], dtype=torch.float64), torch.zeros(()), C, 0.0, True)
+
+    pool = torch.tensor([[-4.0, 0.5], [-4.0, 0.5], [4.0, 0.5], [0.2, 3.0], [9.0, 9.0]], dtype=torch.float64)
+    member = torch.tensor([0, 1, 1, 0, -1])
+    assert _near([hill(-4.0, 1.0), hill(4.0, 2.0)], pool, member).tolist() == [0, -1, 1, 0, -1]  # between them a climb has the word
+    assert _near([hill(-4.0, 1.0)], pool, member).tolist() == member.tolist()

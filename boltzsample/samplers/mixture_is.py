@@ -172,7 +172,18 @@ def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run
     number[kept] = torch.arange(len(kept), device=pool.device)
     member = torch.full((len(pool),), -1, device=pool.device)
     member[chosen] = number[seen.reached[: len(chosen)]]
-    return [seen.hills[k] for k in kept], member
+    hills = [seen.hills[k] for k in kept]
+    return hills, _near(hills, pool, member)
+
+
+def _near(hills: list[Laplace], pool: Tensor, member: Tensor) -> Tensor:
+    """member (n,), and -1 where a climb leapt: where a point of the pool (n, dim) is more than twice as far from the optimum that it
+    reached as from another, by their curvatures. Chains started there would say of the other mode what they should say of this one."""
+    if len(hills) < 2:
+        return member
+    far = torch.stack([hill.radius2(pool).double() for hill in hills], 1)  # (n, modes)
+    own = far.gather(1, member.clamp(min=0)[:, None])[:, 0]
+    return torch.where(own > 4 * far.amin(1), -1, member)
 
 
 def _forgotten(view: Pullback, pool: Tensor, done: Draw, run: Run) -> float:
