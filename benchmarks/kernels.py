@@ -121,25 +121,33 @@ def ours(case: Case, chains: int) -> tuple[Callable[[int], Spent], float]:
     for size in HELD:  # the allocator keeps what is freed once it has freed larger blocks, as a run's adaptation has by then;
         torch.empty(size, dtype=torch.uint8)  # else 33 page faults a transition of the Gaussian, which runs do not have
 
-    drawing, draw = [0.0], moving._noise
+    drawing = _clocked(moving)
+
+    def run(transitions: int) -> Spent:
+        moving.forget()
+        drawing.clear()
+        began = time.perf_counter()
+        for _ in moving.strides(transitions, "benchmark", STRIDE):
+            pass
+        seconds = time.perf_counter() - began
+        return Spent(seconds, sum(drawing), float(moving.meter.moves.double().mean()) / transitions)
+
+    return run, run(2 * STRIDE).seconds
+
+
+def _clocked(moving: Any) -> list[float]:
+    """The seconds that each block of noise will have taken these Chains, as they draw them."""
+    taken: list[float] = []
+    draw = moving._noise
 
     def timed(name: str, block: int) -> Any:
         began = time.perf_counter()
         drawn = draw(name, block)
-        drawing[0] += time.perf_counter() - began
+        taken.append(time.perf_counter() - began)
         return drawn
 
-    moving._noise = timed  # type: ignore[method-assign]
-
-    def run(transitions: int) -> Spent:
-        moving.forget()
-        drawing[0], began = 0.0, time.perf_counter()
-        for _ in moving.strides(transitions, "benchmark", STRIDE):
-            pass
-        seconds = time.perf_counter() - began
-        return Spent(seconds, drawing[0], float(moving.meter.moves.double().mean()) / transitions)
-
-    return run, run(2 * STRIDE).seconds
+    moving._noise = timed
+    return taken
 
 
 def floor(case: Case, chains: int) -> float:

@@ -1,6 +1,7 @@
 """What can be wrong with the draws of f, as flags (TRUST, warning taxonomy) and as the numbers a summary prints.
 
-Every check is a function of tensors; every one is quiet on stationary chains but for a measured share of 0.1-0.2% (docs: trust).
+Every check is a function of tensors; every one is quiet on stationary chains but for a measured share of 0.1-0.2% (docs: trust), and
+`doubtful_tails`, asked only beside a coordinate of heavy tails, is not meant to be.
 R-hat says something only where a chain has 100 autocorrelation times (it tends to sqrt(1 + 2 (tau - 1) / N) in perfect chains); shorter
 chains are judged by the tests of stationarity.py.
 """
