@@ -22,6 +22,7 @@ from boltzsample.samplers.modes import optima
 from boltzsample.samplers.refine import LAST, pilot, widened
 from boltzsample.samplers.sampler import Budget, Ledger, Run
 from boltzsample.samplers.starts import Starts
+from boltzsample.samplers.tempered_part import LOOK, defended
 from boltzsample.streams import Stream
 from targets import problem
 from tests.counted import Counted
@@ -200,3 +201,24 @@ def test_a_point_whose_climb_leapt_from_another_mode_is_of_neither():
     member = torch.tensor([0, 1, 1, 0, -1])
     assert _near([hill(-4.0, 1.0), hill(4.0, 2.0)], pool, member).tolist() == [0, -1, 1, 0, -1]  # between them a climb has the word
     assert _near([hill(-4.0, 1.0)], pool, member).tolist() == member.tolist()
+
+
+def test_the_tails_of_a_bend_are_covered() -> None:
+    """The largest weight of 400,000 draws over their mean: 69 and 60 without the tempered part, 3.1 and 38 with it (seeds 1005, 1007)."""
+    for seed, most in ((1005, 20.0), (1007, 55.0)):
+        target = problem("banana").target
+        fitted = bz.sample(target, bz.MixtureIS(), n=10, seed=seed).sampler
+        assert isinstance(fitted, bz.MixtureIS)
+        x, log_q, _ = fitted.mixtures[0].sample_and_log_prob(400_000, Stream(1).rng(torch.float64))
+        w = (target.log_prob(x) - log_q).exp()
+        assert float(w.max() / w.mean()) < most, seed
+
+
+def test_a_tempered_part_is_left_where_tails_are_right() -> None:
+    run = Run(Backend(), Stream(0), Starts(None), Ledger(), Budget(), Progress(False), Interrupt())
+    one = DefensiveMixture(torch.zeros(1).double(), torch.zeros(1, 2).double(), torch.eye(2)[None].double())
+    done = pilot(normal(2), one, LAST, Stream(3).rng(torch.float64), run)
+    x = Stream(4).rng(torch.float64).normal(1000, 2)
+    log_p = normal(2).log_prob(x)
+    assert defended(normal(2), done, 1, x, log_p, Stream(5), run) is done
+    assert run.ledger.total == LAST + LOOK

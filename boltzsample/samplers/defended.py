@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from boltzsample.densities import StudentT
-from boltzsample.estimates.tails import is_calm, khat
 from boltzsample.maps import Diagonal
-from boltzsample.samplers.refine import worth
+from boltzsample.samplers.refine import log_worth
 from boltzsample.samplers.reverse import Reverse
 from boltzsample.streams import Rng
 
@@ -54,15 +53,7 @@ def helps(share: float, z: Tensor, log_ratio: Tensor, log_p: Tensor, rng: Rng) -
     """Whether weights are worth more with a share of defensive paths, from paths back from draws z (n, dim) of the target p."""
     mixed = mixed_ratio(z, log_ratio, share, rng) + log_p
     fine = mixed.isfinite()
-    return bool(fine.any()) and _log_worth(mixed[fine].cpu()) > _log_worth((log_ratio + log_p)[fine].cpu())
-
-
-def _log_worth(log_w: Tensor) -> float:
-    """Of log-weights (n,) up to a constant, at draws of the target: there E w = Z / ESS, and a tail of index k is one of k / (1 + k) at the
-    proposal's own draws. Of fewer than 100 draws the tail is not judged."""
-    w = (log_w - log_w.max()).exp()
-    k = 0.0 if is_calm(w) else float(khat(w[:, None])[0].nan_to_num(nan=0.0).clamp(min=0.0))
-    return math.log(worth(1.0, k / (1 + k))) - float(log_w.logsumexp(0))
+    return bool(fine.any()) and log_worth(mixed[fine].cpu()) > log_worth((log_ratio + log_p)[fine].cpu())
 
 
 def wide_law(dim: int, rng: Rng) -> StudentT:

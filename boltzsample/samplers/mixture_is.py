@@ -4,7 +4,8 @@
               the optima they end at are the modes (modes.py)
     fit       local chains in every mode at once, a Gaussian for each from draws and scores (local.py)
     improve   a few rounds of adaptive importance sampling, in which components are born where the mixture is thin; all of them a little
-              wider, where the weights have a tail (refine.py)
+              wider, where the weights have a tail (refine.py); a tenth of it fitted to the tempered target, where the tails
+              are heavy (tempered_part.py)
     weigh     fresh draws of the frozen mixture, log w = log p - log q: self-normalized means, log Z = log mean w
 
 At last the mixture is held against the exploration: where it is thin at many of the points explored, there are more modes than it has
@@ -36,6 +37,7 @@ from boltzsample.samplers.local import gaussians, local_chains
 from boltzsample.samplers.modes import optima
 from boltzsample.samplers.refine import Draw, finished, floored, pilot
 from boltzsample.samplers.sampler import Run, Sampler, Verdict
+from boltzsample.samplers.tempered_part import defended
 from boltzsample.samplers.with_flow import affordable, weighted
 from boltzsample.target import Target
 from boltzsample.views import Pullback
@@ -132,7 +134,10 @@ class MixtureIS(Sampler):
         best = max(tried, key=lambda d: d.score)
         first = pilot(view, _weighed(best), len(best.z), rng, run)
         done = finished(view, max(first, best, key=lambda d: d.score), k, run.stream.child("refine"), run)
-        return done, len(hills), _forgotten(view, pool, done, run), seen._replace(x=seen.x[:0])
+        log_p = view.log_prob(pool).double()
+        run.ledger.add("pilot", (len(pool), 0))
+        done = defended(view, done, k, pool, log_p, run.stream.child("tempered part"), run)
+        return done, len(hills), _forgotten(pool, log_p, done), seen._replace(x=seen.x[:0])
 
 
 def compared(estimate: Estimate, smc: Annealed | None, told: bool) -> Verdict:
@@ -186,9 +191,7 @@ def _near(hills: list[Laplace], pool: Tensor, member: Tensor) -> Tensor:
     return torch.where(own > 4 * far.amin(1), -1, member)
 
 
-def _forgotten(view: Pullback, pool: Tensor, done: Draw, run: Run) -> float:
-    """The share of the pool (n, dim) at which the mixture has less than a twentieth of the target's density, by its own log Z."""
-    log_p = view.log_prob(pool).double()
-    run.ledger.add("pilot", (len(pool), 0))
+def _forgotten(pool: Tensor, log_p: Tensor, done: Draw) -> float:
+    """The share of the pool (n, dim), log p (n,) there, at which the mixture has less than a twentieth of the density, by its own log Z."""
     log_z = done.log_w.logsumexp(0) - math.log(len(done.z))
     return float((log_p - done.proposal.log_prob(pool) - log_z > math.log(20)).double().mean())

@@ -116,6 +116,14 @@ def worth(ess: float, khat: float) -> float:
     return ess * math.exp(min(CALM - khat, 0.0) / (TORN - CALM) * 2)
 
 
+def log_worth(log_w: Tensor) -> float:
+    """log of worth, of log-weights (n,) up to a constant at draws of the target: there E w = Z / ESS, and a tail of index k is one of
+    k / (1 + k) at the proposal's own draws. Of fewer than 100 draws the tail is not judged."""
+    w = (log_w - log_w.max()).exp()
+    k = 0.0 if is_calm(w) else float(khat(w[:, None])[0].nan_to_num(nan=0.0).clamp(min=0.0))
+    return math.log(worth(1.0, k / (1 + k))) - float(log_w.logsumexp(0))
+
+
 def _improved(rounds: list[Draw], modes: int, rng: Rng) -> Any:
     """The last mixture, with components where it is thin, refitted to the draws of these rounds."""
     z, log_p = torch.cat([d.z for d in rounds]), torch.cat([d.log_p for d in rounds])
