@@ -166,7 +166,7 @@ SMALL: dict[str, Callable[[Trial], Sampler]] = {
     "importance": lambda t: Importance(proposal(t.problem)),
     "smc": lambda t: _with("smc", particles=64, moves=3 if t.heavy else 1),  # of the first pass: the second has as many as n asks for
     "ais": lambda t: _with("ais", ensembles=8, particles=32),
-    "tempering": lambda t: _with("tempering", ladders=16, warmup=t.warmup),
+    "tempering": lambda t: _with("tempering", ladders=32 if t.heavy else 16, warmup=t.warmup),  # 16 have 100 effective draws of log Z there
     "slips": lambda t: bz.SLIPS(levels=3, inner=bz.Inner(2, 1)),
     "rdmc": lambda t: bz.RDMC(levels=6, inner=bz.Inner(2, 1), start=1),
     "diffusion": lambda t: bz.Diffusion(steps=32, training=ScoreTraining(steps=300, rounds=2)),
