@@ -58,7 +58,7 @@ class Case:
 CASES: dict[str, Case] = {
     "gmm40-fab": Case(partial(problem, "gmm40-fab"), 20_000, "modes", 0.005, 1.3, 5e5),
     "gmm40-curved": Case(partial(problem, "gmm40-curved"), 20_000, "modes", 0.02, evaluations=2e6),
-    "many-well-d32": Case(partial(problem, "many-well-d32"), 40_000, "wells", 0.02, 1.0, 1.5e7),
+    "many-well-d32": Case(partial(problem, "many-well-d32"), 45_000, "wells", 0.02, 1.0, 1.5e7),
     "phi4-b0.025": Case(partial(problem, "phi4-b0.025"), 20_000, "ratio", bound=0.05, evaluations=3e6),
     "phi4-b0.05": Case(partial(problem, "phi4-b0.05"), 20_000, "ratio", bound=0.1, evaluations=3e6),
     "funnel-sd3": Case(partial(problem, "funnel-sd3"), 10_000, "", 0.01),
