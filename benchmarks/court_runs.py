@@ -54,7 +54,7 @@ def records(trial: Trial, own: int, size: int) -> list[Record]:
         traceback.print_exc()
         return [{**_of(trial), "f": "*", "seed": f"{own}/*", "status": "error", "error": f"{type(error).__name__}: {error}"[:500]}]
     return [
-        {**_of(trial), **facts(q, q.ask(result)), "seed": f"{own}/{r}", "n_logp": result.evaluations, "seconds": round(result.seconds, 4)}
+        {**_of(trial), **facts(q, q.ask(result)), **_run(result), "seed": f"{own}/{r}"}
         for r, result in enumerate(found)
         for q in asked
     ]
@@ -71,6 +71,13 @@ def _of(trial: Trial) -> Record:
     }
 
 
+def _run(result: bz.Result) -> Record:
+    """What a run cost, and the largest of its weights over their mean: it tells a proposal that is too thin from a heavy functional."""
+    w = result.draws.log_weight
+    heaviest = 1.0 if w is None else float((w.max() - w.logsumexp(tuple(range(w.ndim))) + math.log(w.numel())).exp())
+    return {"n_logp": result.evaluations, "seconds": round(result.seconds, 4), "heaviest": round(heaviest, 3)}
+
+
 def facts(q: Question, e: bz.Estimate) -> Record:
     """A question, its truth, and an answer to it."""
     numbers = {"est": e.value, "se": e.stderr, "df": e.df, "lo": e.interval[0], "hi": e.interval[1]}
@@ -80,6 +87,7 @@ def facts(q: Question, e: bz.Estimate) -> Record:
         "truth": q.truth,
         "truth_se": q.truth_se,
         "flags": [f.code for f in e.flags if f.severity != "info"],
+        "values": {f.code: f.value for f in e.flags if f.severity != "info" and f.value is not None},
         "status": str(e.status),
     }
 

@@ -355,7 +355,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 2 * 12
     named = {"court_version", "commit", "target", "method", "f", "seed", "est", "se", "df", "lo", "hi", "truth", "truth_se"}
-    assert set(lines[0]) == named | {"flags", "status", "n_logp", "seconds", "versions", "case", "settings", "scope", "witness", "hearing"}
+    facts = {"flags", "values", "status", "n_logp", "seconds", "heaviest", "versions", "case", "settings", "scope", "witness", "hearing"}
+    assert set(lines[0]) == named | facts
 
 
 @pytest.mark.parametrize("wrong", ["3/2", "0/2", "half"])
