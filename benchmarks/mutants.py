@@ -3,6 +3,8 @@
     python -m benchmarks mutants --only MALA
     python -m benchmarks mutants --shard 1/2
 
+The test that turned red in the last run (docs/mutants.md) is tried first; where it stays green, all that the mutant names are run.
+
 A mutant is one error of the kind people make in a sampler: an inverted ratio, a dropped Jacobian, 2h for 4h. Its `old` text must occur
 exactly once in its file (tests/test_mutants.py watches that). The tests must be green without it and red with it. Changes that keep the
 law (another symmetric jitter, 1 - u for u) are no errors and have no place here.
@@ -28,6 +30,7 @@ from typing import Any
 from benchmarks.mutants_diffusion import PLANTED
 
 ROOT = Path(__file__).parent.parent
+KNOWN = ROOT / "docs" / "mutants.md"
 COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
 INDEPENDENT, ANNEALING, FLOWS = "tests/test_independent.py", "tests/test_annealing.py", "tests/test_flow_samplers.py"
 KERNELS, VIEWS, COURT, BARS = "tests/test_kernels.py", "tests/test_views.py", "tests/test_court.py", "tests/test_expectation.py"
@@ -234,13 +237,22 @@ def first_red(tests: Iterable[str], tree: Path) -> str | None:
     return red[1].removeprefix("tests/") if red else f"pytest ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
 
 
-def trials(mutants: Iterable[Mutant], tree: Path) -> Iterator[tuple[Mutant, str | None, float]]:
+def known_reds(*tables: Path) -> dict[str, str]:
+    """The test that turned red by mutant, from tables that were printed before."""
+    rows = [row.split(" | ") for table in tables if table.exists() for row in table.read_text(encoding="utf-8").splitlines() if "::" in row]
+    return {row[0].removeprefix("| "): f"tests/{row[1]}" for row in rows if len(row) == 3}
+
+
+def trials(mutants: Iterable[Mutant], tree: Path, known: dict[str, str]) -> Iterator[tuple[Mutant, str | None, float]]:
     """(mutant, first red test or None, seconds), each planted alone."""
     for mutant in mutants:
         sound = (tree / mutant.path).read_text(encoding="utf-8")
         began = time.monotonic()
         (tree / mutant.path).write_text(mutant.applied(sound), encoding="utf-8")
-        red = first_red(mutant.tests, tree)
+        hint = known.get(mutant.name)
+        red = first_red((hint,), tree) if hint else None
+        if red is None or red != str(hint).removeprefix("tests/"):  # a test that is gone is no red one
+            red = first_red(mutant.tests, tree)
         (tree / mutant.path).write_text(sound, encoding="utf-8")
         yield mutant, red, time.monotonic() - began
 
@@ -260,6 +272,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("mutants", help="plant known errors and see which test turns red")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="only mutants whose name contains one of these")
     parser.add_argument("--shard", type=part, default=(1, 1), metavar="i/n", help="every n-th mutant, from the i-th on")
+    parser.add_argument("--known", type=Path, nargs="+", default=[KNOWN], metavar="FILE", help=f"tables of earlier runs (default: {KNOWN.name})")
     parser.set_defaults(run=run)
 
 
@@ -276,7 +289,7 @@ def run(args: argparse.Namespace) -> int:
             return 2
         print("| mutant | test that went red | s |\n|---|---|---|", flush=True)
         survivors = 0
-        for mutant, red, seconds in trials(chosen, tree):
+        for mutant, red, seconds in trials(chosen, tree, known_reds(*args.known)):
             survivors += red is None
             print(f"| {mutant.name} | {red or '**none: it survived**'} | {seconds:.0f} |", flush=True)
     print(f"\n{len(chosen) - survivors} of {len(chosen)} mutants turned a test red, in {time.monotonic() - began:.0f} s")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mutants import MUTANTS, ROOT, Mutant, apply, copy_tree, first_red, trials
+from benchmarks.mutants import MUTANTS, ROOT, Mutant, apply, copy_tree, first_red, known_reds, trials
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
@@ -29,7 +29,13 @@ def test_a_mutant_is_caught_and_its_tree_restored(tmp_path: Path) -> None:
     chosen = next(m for m in MUTANTS if m.name == "coin: NaN accepted")
     before = (tmp_path / chosen.path).read_text()
     coin = Mutant(chosen.name, chosen.file, chosen.old, chosen.new, ("tests/test_kernels.py::test_the_coin",))
-    ((_, red, _),) = trials([coin], tmp_path)
+    ((_, red, _),) = trials([coin], tmp_path, {coin.name: "tests/test_kernels.py::one_that_is_gone"})
     assert red == "test_kernels.py::test_the_coin"
     assert (tmp_path / chosen.path).read_text() == before
     assert first_red(coin.tests, tmp_path) is None
+
+
+def test_the_table_of_a_run_says_what_to_try_first(tmp_path: Path) -> None:
+    table = tmp_path / "mutants.md"
+    table.write_text("| mutant | test that went red | s |\n|---|---|---|\n| a: b | test_x.py::test_y[1-2] | 3 |\n| c | **none: it survived** | 9 |\n")
+    assert known_reds(table, tmp_path / "missing.md") == {"a: b": "tests/test_x.py::test_y[1-2]"}
