@@ -37,5 +37,6 @@ def test_a_mutant_is_caught_and_its_tree_restored(tmp_path: Path) -> None:
 
 def test_the_table_of_a_run_says_what_to_try_first(tmp_path: Path) -> None:
     table = tmp_path / "mutants.md"
-    table.write_text("| mutant | test that went red | s |\n|---|---|---|\n| a: b | test_x.py::test_y[1-2] | 3 |\n| c | **none: it survived** | 9 |\n")
+    rows = "| a: b | test_x.py::test_y[1-2] | 3 |\n| c | **none: it survived** | 9 |\n"
+    table.write_text("| mutant | test that went red | s |\n|---|---|---|\n" + rows)
     assert known_reds(table, tmp_path / "missing.md") == {"a: b": "tests/test_x.py::test_y[1-2]"}
