@@ -74,8 +74,8 @@ def _of(trial: Trial) -> Record:
 def _run(result: bz.Result) -> Record:
     """What a run cost, and the largest of its weights over their mean: it tells a proposal that is too thin from a heavy functional."""
     w = result.draws.log_weight
-    heaviest = 1.0 if w is None else float((w.max() - w.logsumexp(tuple(range(w.ndim))) + math.log(w.numel())).exp())
-    return {"n_logp": result.evaluations, "seconds": round(result.seconds, 4), "heaviest": round(heaviest, 3)}
+    heaviest = None if w is None else round(float((w.max() - w.logsumexp(tuple(range(w.ndim))) + math.log(w.numel())).exp()), 3)
+    return {"n_logp": result.evaluations, "seconds": round(result.seconds, 4), "heaviest": heaviest}
 
 
 def facts(q: Question, e: bz.Estimate) -> Record:

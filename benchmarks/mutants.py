@@ -165,6 +165,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mixture-is: a climb that leapt makes a member", "samplers/mixture_is.py", "own > 4 * far", "own > 1e9 * far", ("tests/test_mixture.py",)),
     Mutant("mixture-is: tails of a bend left as they are", "samplers/tempered_part.py", "if not 0 < first.ess < WELL:", "if True:", ("tests/test_mixture.py",)),
     Mutant("mixture-is: a tempered part always", "samplers/tempered_part.py", "if not 0 < first.ess < WELL:", "if not first.ess:", ("tests/test_mixture.py",)),
+    Mutant("mixture-is: a tempered part whatever it costs", "samplers/tempered_part.py", "new < old - COST", "False", ("tests/test_mixture.py",)),
+    Mutant("mixture-is: tempered with the shares of the target", "samplers/tempered_part.py", "0.5 * (mixture.log_share + mixture.log_det)", "mixture.log_share", ("tests/test_mixture.py",)),
     Mutant("mixture-is: never made wider", "samplers/refine.py", "for width in WIDTHS if", "for width in () if", ("tests/test_mixture.py",)),
     Mutant("adapt: leaving the support counts as an error of the integrator", "kernels/adapt.py", "a = torch.where(outside, EDGE, a)", "a = torch.where(outside, FLOOR, a)", ("tests/test_adapt.py",)),
     Mutant("mixture-is: improper densities pass", "improper.py", "SLOPE = -1.05", "SLOPE = 1e9", ("tests/test_improper.py",)),
@@ -249,9 +251,9 @@ def trials(mutants: Iterable[Mutant], tree: Path, known: dict[str, str]) -> Iter
         sound = (tree / mutant.path).read_text(encoding="utf-8")
         began = time.monotonic()
         (tree / mutant.path).write_text(mutant.applied(sound), encoding="utf-8")
-        hint = known.get(mutant.name)
-        red = first_red((hint,), tree) if hint else None
-        if red is None or red != str(hint).removeprefix("tests/"):  # a test that is gone is no red one
+        hint = known.get(mutant.name, "")
+        red = first_red((hint,), tree) if hint.split("::")[0] in {test.split("::")[0] for test in mutant.tests} else None
+        if red is None or red != hint.removeprefix("tests/"):  # a test that is gone is no red one
             red = first_red(mutant.tests, tree)
         (tree / mutant.path).write_text(sound, encoding="utf-8")
         yield mutant, red, time.monotonic() - began

@@ -4,8 +4,8 @@
               the optima they end at are the modes (modes.py)
     fit       local chains in every mode at once, a Gaussian for each from draws and scores (local.py)
     improve   a few rounds of adaptive importance sampling, in which components are born where the mixture is thin; all of them a little
-              wider, where the weights have a tail (refine.py); a tenth of it fitted to the tempered target, where the tails
-              are heavy (tempered_part.py)
+              wider, where the weights have a tail (refine.py); a tenth of it fitted to the tempered target, where modes bend
+              (tempered_part.py)
     weigh     fresh draws of the frozen mixture, log w = log p - log q: self-normalized means, log Z = log mean w
 
 At last the mixture is held against the exploration: where it is thin at many of the points explored, there are more modes than it has
@@ -37,7 +37,7 @@ from boltzsample.samplers.local import gaussians, local_chains
 from boltzsample.samplers.modes import optima
 from boltzsample.samplers.refine import Draw, finished, floored, pilot
 from boltzsample.samplers.sampler import Run, Sampler, Verdict
-from boltzsample.samplers.tempered_part import defended
+from boltzsample.samplers.tempered_part import with_tempered_part
 from boltzsample.samplers.with_flow import affordable, weighted
 from boltzsample.target import Target
 from boltzsample.views import Pullback
@@ -136,7 +136,8 @@ class MixtureIS(Sampler):
         done = finished(view, max(first, best, key=lambda d: d.score), k, run.stream.child("refine"), run)
         log_p = view.log_prob(pool).double()
         run.ledger.add("pilot", (len(pool), 0))
-        done = defended(view, done, k, pool, log_p, run.stream.child("tempered part"), run)
+        if seen.ladder is not None:  # else the pool is what the search for starts reached, not draws of the target
+            done = with_tempered_part(view, done, k, pool, log_p, run.stream.child("tempered part"), run)
         return done, len(hills), _forgotten(pool, log_p, done), seen._replace(x=seen.x[:0])
 
 

@@ -71,13 +71,13 @@ def pilot(target: Target, proposal: Any, n: int, rng: Rng, run: Run) -> Draw:
     return Draw(proposal, z, log_p, log_q, float(w.sum().square() / w.square().sum()) / n, 0.0 if math.isnan(k) else k)
 
 
-def refine(target: Target, first: Draw, modes: int, stream: Stream, run: Run) -> Draw:
-    """The best of the rounds that begin with `first`; the first `modes` components stay."""
+def refine(target: Target, first: Draw, modes: int, stream: Stream, run: Run, share: float = 1.0) -> Draw:
+    """The best of the rounds that begin with `first`, within a share of the budget; the first `modes` components stay."""
     rounds, best, stale = [first], first, 0
     with run.progress.phase("refining", ROUNDS) as bar:
         for r in range(ROUNDS):
             n = max(2000, 50 * rounds[-1].proposal.components)
-            if target.dim > REFINED_UP_TO or best.ess > ENOUGH or stale >= PATIENCE or run.must_stop(n):
+            if target.dim > REFINED_UP_TO or best.ess > ENOUGH or stale >= PATIENCE or run.must_stop(n, share):
                 break
             rng = stream.child("round", r).rng(run.backend.dtype, run.backend.device)
             proposal = _improved(rounds[-MEMORY:], modes, rng)
