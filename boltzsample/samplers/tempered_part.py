@@ -8,8 +8,8 @@ the tempered target is ours.) Where p^(1/2) has no integral, as for a Student-t 
 come to nothing, and draws of the target refuse the part.
 
 It is tried where q_1 made sqrt(2) times as wide fails as a proposal for p^(1/2). Of one component a mode it has to fail with tempered
-shares, too: modes of unequal width change their masses, and that alone is no reason. The Student-t about the whole, up to eight dimensions, is that of the whole with
-the part.
+shares, too: modes of unequal width change their masses, and that alone is no reason. The Student-t about the whole, up to eight
+dimensions, is that of the whole with the part.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ COST = 0.05  # of the worth of its weights that a mixture may lose by it
 
 
 def with_tempered_part(target: Target, done: Draw, modes: int, x: Tensor, log_p: Tensor, stream: Stream, run: Run) -> Draw:
-    """The mixture with a tempered part, where a look at its tails fails and a budget allows; as it is, where its weights at draws x (n, dim) of the
-    target, log p (n,) there, are worth more by a twentieth without. Entered under "pilot"."""
+    """The mixture with a tempered part, where a look at its tails fails and a budget allows; as it is, where its weights at draws x
+    (n, dim) of the target, log p (n,) there, are worth more by a twentieth without. Entered under "pilot"."""
     fine = log_p.isfinite()
     if target.dim > REFINED_UP_TO or not bool(fine.any()) or run.must_stop(2 * LOOK + LAST, LAST_SHARE):
         return done
     half = Tempered(target, torch.tensor(0.5, dtype=x.dtype, device=x.device))
     rng, wide = stream.child("look").rng(run.backend.dtype, run.backend.device), done.proposal.wider(math.sqrt(2))
     first = pilot(half, wide, LOOK, rng, run)
-    if not 0 < first.ess < WELL or (wide.components == modes and pilot(half, tempered(wide), LOOK, rng, run).ess >= WELL):
+    if not 0 < first.ess < WELL:
+        return done
+    if wide.components == modes and pilot(half, tempered(wide), LOOK, rng, run).ess >= WELL:
         return done
     part = refine(half, first, modes, stream, run, LAST_SHARE).proposal
     other = done.proposal.joined(part.m, part.L, SHARE * part.log_share.exp())
