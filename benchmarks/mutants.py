@@ -163,6 +163,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mixture-is: log-det with the wrong sign", "mixture.py", "self.log_share - self.log_det +", "self.log_share + self.log_det +", ("tests/test_mixture.py",)),
     Mutant("mixture-is: what was forgotten is not told", "samplers/mixture_is.py", "if max(self.forgotten, default=0.0) > FORGOTTEN:", "if False:", ("tests/test_mixture.py",)),
     Mutant("mixture-is: a climb that leapt makes a member", "samplers/mixture_is.py", "own > 4 * far", "own > 1e9 * far", ("tests/test_mixture.py",)),
+    Mutant("auto: one lucky pilot is enough", "auto.py", "khat=max(judged.khat, khat)", "khat=judged.khat", ("tests/test_auto.py",)),
     Mutant("mixture-is: tails of a bend left as they are", "samplers/tempered_part.py", "if not 0 < first.ess < WELL:", "if True:", ("tests/test_mixture.py",)),
     Mutant("mixture-is: a tempered part always", "samplers/tempered_part.py", "if not 0 < first.ess < WELL:", "if False:", ("tests/test_mixture.py",)),
     Mutant("mixture-is: a tempered part whatever it costs", "samplers/tempered_part.py", "new < old - COST", "False", ("tests/test_mixture.py",)),

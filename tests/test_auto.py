@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import boltzsample as bz
-from boltzsample.auto import _agreeing
+from boltzsample.auto import FAIR, _agreeing, _worse
 from boltzsample.backend import Backend
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.samplers.bridged import BridgedMCMC
+from boltzsample.samplers.refine import Draw
 from boltzsample.samplers.sampler import Budget, Ledger, Run
 from boltzsample.samplers.wide_source import wide_source
 from boltzsample.streams import Stream
@@ -99,3 +100,10 @@ def test_a_spike_given_by_the_user_is_weighed() -> None:
     e = r.probability(lambda x: weights.f(x)[..., 0] > 0)
     assert r.status == "ok" and abs(float(e.value) - 0.5) < 4.5 * float(e.stderr) < 0.1
     assert "WITNESS_CONFLICT" not in codes(r)
+
+
+def test_one_lucky_pilot_does_not_make_a_mixture_fair() -> None:
+    none = torch.zeros(0)
+    lucky = Draw(None, none, none, none, ess=0.33, khat=0.42)
+    assert FAIR.fits(lucky) and not FAIR.fits(_worse(lucky, 0.03, 0.3)) and not FAIR.fits(_worse(lucky, 0.4, 0.5))
+    assert FAIR.fits(_worse(lucky, 0.4, 0.3))
