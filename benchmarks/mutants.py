@@ -116,7 +116,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("HMC: full last kick", HAM, "(e if i < self.L - 1 else 0.5 * e)", "e"),
     Mutant("HMC: half kicks inside", HAM, "(e if i < self.L - 1 else 0.5 * e)", "0.5 * e"),
     Mutant("HMC: momentum of variance 1.44", HAM, "p0 = noise.normal", "p0 = 1.2 * noise.normal"),
-    Mutant("HMC: kinetic energy |p|^2", HAM, "0.5 * p0.square().sum(-1), 0.5 * p.square()", "p0.square().sum(-1), p.square()"),
+    Mutant("HMC: kinetic energy p^2", HAM, "0.5 * p0.square().sum(-1), 0.5 * p.square()", "p0.square().sum(-1), p.square()"),
     Mutant("HMC: uphill", HAM, "x = x + e * p", "x = x - e * p"),
     Mutant("HMC: step size from the position", HAM, "[..., None]  # (*batch, 1)", "[..., None] * (1 + 0.2 * state.x[..., :1].tanh())"),
     Mutant("HMC: old gradient kept", HAM, "ChainState(x, log_p, grad), log_r", "ChainState(x, log_p, state.grad), log_r"),
