@@ -250,7 +250,7 @@ def test_a_tempered_part_that_costs_more_than_it_gives_is_refused() -> None:
 
 
 def test_a_tempered_part_keeps_to_the_budget() -> None:
-    """A box, which Gaussians do not fit: with a budget for all but the last pilot there is no part, and seven tenths are not exceeded."""
+    """A box, which Gaussians do not fit: seven tenths of a budget are not exceeded, and where nothing is left there is no part."""
     x = 2 * Stream(6).rng(torch.float64).uniform(1000, 2) - 1
     box = bz.from_log_prob(lambda x: torch.where((x.abs() < 1).all(-1), 0.0, -torch.inf).double(), dim=2)
     free, parts, run = parted(Counted(box), straight((0.6,)), x)
@@ -258,4 +258,4 @@ def test_a_tempered_part_keeps_to_the_budget() -> None:
     for spare in (0, LAST + 2 * LOOK, LAST + 2 * LOOK + 2000):
         budget = math.ceil((LAST + spare) / LAST_SHARE)
         done, parts, run = parted(Counted(box), straight((0.6,)), x, budget)
-        assert run.ledger.total <= LAST_SHARE * budget + 1 and (parts is done or spare)
+        assert run.ledger.total <= LAST_SHARE * budget + 1 and (spare or parts is done)

@@ -67,8 +67,7 @@ def pilot(target: Target, proposal: Any, n: int, rng: Rng, run: Run) -> Draw:
     if not bool(log_w.max().isfinite()):
         return Draw(proposal, z, log_p, log_q, 0.0, math.inf)
     w = (log_w - log_w.max()).exp()
-    k = 0.0 if is_calm(w) else float(khat(w[:, None].cpu())[0])
-    return Draw(proposal, z, log_p, log_q, float(w.sum().square() / w.square().sum()) / n, 0.0 if math.isnan(k) else k)
+    return Draw(proposal, z, log_p, log_q, float(w.sum().square() / w.square().sum()) / n, _tail(w))
 
 
 def refine(target: Target, first: Draw, modes: int, stream: Stream, run: Run, share: float = 1.0) -> Draw:
@@ -120,8 +119,14 @@ def log_worth(log_w: Tensor) -> float:
     """log of worth, of log-weights (n,) up to a constant at draws of the target: there E w = Z / ESS, and a tail of index k is one of
     k / (1 + k) at the proposal's own draws. Of fewer than 100 draws the tail is not judged."""
     w = (log_w - log_w.max()).exp()
-    k = 0.0 if is_calm(w) else float(khat(w[:, None])[0].nan_to_num(nan=0.0).clamp(min=0.0))
+    k = max(_tail(w), 0.0)
     return math.log(worth(1.0, k / (1 + k))) - float(log_w.logsumexp(0))
+
+
+def _tail(w: Tensor) -> float:
+    """k-hat of weights w (n,); 0 where they are calm or too few to say."""
+    k = 0.0 if is_calm(w) else float(khat(w[:, None].cpu())[0])
+    return 0.0 if math.isnan(k) else k
 
 
 def _improved(rounds: list[Draw], modes: int, rng: Rng) -> Any:
