@@ -122,10 +122,27 @@ def test_a_far_draw_of_plain_weight_is_no_fault_of_the_proposal():
     assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=even)))
 
 
+def _far_draws(q, n):
+    """(x, log-weights 0) of the quantiles (i - 1/2) / n of a distribution, both (n, 1); the first is the lowest."""
+    return torch.as_tensor(q.ppf((torch.arange(n).numpy() + 0.5) / n))[:, None], torch.zeros(n, 1, dtype=torch.float64)
+
+
 def test_plain_weight_excuses_no_draw_where_f_has_a_tail_of_its_own():
-    """The quantiles (i - 1/2) / 20,000 of a Student t_5: the highest carries 8% of the bar of E x^2, whose tail has k = .4."""
-    x = torch.as_tensor(stats.t(5).ppf((torch.arange(20_000).numpy() + 0.5) / 20_000))[:, None, None]
-    assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x, x[..., 0], log_weight=torch.zeros(20_000, 1))))
+    """Of a Student t_5 the highest of 20,000 carries 8% of the bar of E x^2, whose tail has k = .4; some weight is not calm."""
+    x, w = _far_draws(stats.t(5), 20_000)
+    w[10_000] = math.log(8.0)
+    assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x[..., None], x, log_weight=w)))
+
+
+def test_where_no_weight_is_large_a_quarter_is_the_limit():
+    """3,200 quantiles of a Gaussian, the first moved out to 3 and made 4 means heavy: it carries 14% of the bar of E x^2. Not so with
+    a middle draw of 8 means, nor further out (36%), nor where k-hat of the influences is above .4 (15% of the bar for a t_4)."""
+    for far, middle, named in ((3.0, 1.0, False), (3.0, 8.0, True), (4.0, 1.0, True)):
+        x, w = _far_draws(stats.norm, 3200)
+        x[0], w[0], w[1600] = -far, math.log(4.0), math.log(middle)
+        assert ("CONCENTRATION" in codes(expectation(x.square(), Draws(x[..., None], x, log_weight=w)))) is named
+    x, w = _far_draws(stats.t(4), 20_000)
+    assert "CONCENTRATION" in codes(expectation(x.square(), Draws(x[..., None], x, log_weight=w)))
 
 
 def test_an_event_of_few_hits_is_no_concentration():
