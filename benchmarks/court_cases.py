@@ -115,7 +115,7 @@ TRIALS: tuple[Trial, ...] = (
     Trial("truncated-gaussian"),
     Trial("phi4-d32-b0.025"),
     Trial("cancer", easy=True),
-    Trial("german-credit", easy=True),
+    Trial("german-credit", n=6_400, easy=True),
 )
 WITNESSLESS = ("two-modes-far",)  # asked again with witness=False: everything must be flagged
 ENDS = ("gaussian-corr-d10", "two-modes-far", "cancer")  # where whole runs of methods that train are repeated
