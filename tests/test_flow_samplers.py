@@ -22,9 +22,9 @@ from boltzsample.flows.families import make_flow
 from boltzsample.flows.train import Training
 from boltzsample.kernels import HMC, LocalThenIndependent
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.samplers.flow_is import against
 from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.sampler import Verdict
+from boltzsample.samplers.second_look import against
 from boltzsample.streams import Stream
 from boltzsample.witnesses import no_audit, together
 from tests.counted import Counted

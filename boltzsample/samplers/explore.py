@@ -44,22 +44,22 @@ class Explorer:
     cess: float = 0.7
     rounds: int = 0
 
-    def __call__(self, target: Target, run: Run) -> Explored:
-        """Climb, and remember the way. Entered under "exploration". Raises PositiveInfinityError."""
+    def __call__(self, target: Target, run: Run, phase: str = "exploration") -> Explored:
+        """Climb, and remember the way. Entered in the ledger under that phase. Raises PositiveInfinityError."""
         reached = run.starts.given if run.starts.reached is None else run.starts.reached
         assert reached is not None
         some = reached[torch.linspace(0, len(reached) - 1, min(len(reached), SOME), device=reached.device).long()]
         if run.starts.base is None:
             return Explored(some, None, math.inf)
         cloud = self._cloud(target, run.starts.base, self.particles, run, "exploration")
-        with run.progress.phase("exploration", 1) as bar:
+        with run.progress.phase(phase, 1) as bar:
             ladder = adapt(cloud, self.cess, run.must_stop)
             variance, found = float(cloud.variance[0, 0]), [some] if ladder is None else [cloud.chains.x[0]]
             for _ in range(self.rounds):
                 if ladder is not None:
                     cloud.settle(ladder, 1)
                     found.append(cloud.chains.x[0])
-            account(run, "exploration", cloud.chains)
+            account(run, phase, cloud.chains)
             bar.update(1, evaluations=run.ledger.total)
         return Explored(torch.cat(found), ladder, variance)
 

@@ -29,7 +29,6 @@ from boltzsample.flows.base import DefensiveBase
 from boltzsample.flows.flow import Flow
 from boltzsample.kernels import HMC, Independent, LocalThenIndependent
 from boltzsample.maps import Diagonal
-from boltzsample.samplers.flow_is import against
 from boltzsample.samplers.mcmc import MCMC
 from boltzsample.samplers.sampler import Run, Verdict
 from boltzsample.samplers.starts import Starts
@@ -88,9 +87,8 @@ class LatentMCMC(WithFlow):
         return replace(_together(parts), evidence=tuple(evidence))
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
-        """log Z by bridge sampling against SMC in the latent space: WITNESS_CONFLICT where they are four joint standard errors apart."""
-        annealed = self.annealed(target, run)
-        return [against(draws.evidence[0], smc) for draws, smc in zip(replicates, annealed, strict=True)]
+        """log Z by bridge sampling against SMC in the latent space, and the flow itself against an exploration in x."""
+        return self.looked(target, replicates, [draws.evidence[0] for draws in replicates], run)
 
     def _production(self, r: int, dim: int, run: Run) -> MCMC:
         """The adapted chains of replicate r, with independence moves where they are wanted and the kernel has a gradient."""

@@ -31,12 +31,12 @@ from boltzsample.laplace import Laplace
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.mixture import DefensiveMixture
 from boltzsample.samplers.explore import Explored, Explorer
-from boltzsample.samplers.flow_is import against
 from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.local import gaussians, local_chains
 from boltzsample.samplers.modes import optima
 from boltzsample.samplers.refine import Draw, finished, floored, pilot
 from boltzsample.samplers.sampler import Run, Sampler, Verdict
+from boltzsample.samplers.second_look import against
 from boltzsample.samplers.tempered_part import with_tempered_part
 from boltzsample.samplers.with_flow import affordable, weighted
 from boltzsample.target import Target

@@ -43,7 +43,7 @@ class Given(Explorer):
 
     points: Tensor | None = None
 
-    def __call__(self, target: Target, run: Run) -> Explored:
+    def __call__(self, target: Target, run: Run, phase: str = "") -> Explored:
         assert self.points is not None
         return Explored(self.points.to(run.backend.device, run.backend.dtype), None, INF)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from boltzsample.draws import Draws
+from boltzsample.draws import Draws, Estimate
 from boltzsample.errors import PositiveInfinityError, ShapeError
 from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import Flag, flag
@@ -19,7 +19,9 @@ from boltzsample.flows.families import make_flow
 from boltzsample.flows.flow import Flow, NoInverse
 from boltzsample.flows.train import Training, train
 from boltzsample.samplers.frozen_smc import Annealed, FrozenSMC
-from boltzsample.samplers.sampler import Run, Sampler, nan_flags
+from boltzsample.samplers.gaps import gaps
+from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
+from boltzsample.samplers.second_look import against, both
 from boltzsample.streams import Stream
 from boltzsample.target import Target
 from boltzsample.views import Pullback
@@ -93,6 +95,11 @@ class WithFlow(Sampler):
                 run.ledger.add("witness", (0, smc.rows))
                 found[id(flow)] = smc
         return [found[id(flow)] for flow in flows]
+
+    def looked(self, target: Target, replicates: list[Draws], log_z: list[Estimate], run: Run) -> list[Verdict]:
+        """A second look at each replicate: its log Z against SMC in the latent space, and its flow against an exploration in x."""
+        looks = [against(estimate, smc) for estimate, smc in zip(log_z, self.annealed(target, run), strict=True)]
+        return [both(a, b) for a, b in zip(looks, gaps(target, self.ready(target, run), replicates, log_z, run), strict=True)]
 
 
 def fitting(flow: Flow, target: Target, run: Run) -> Flow:

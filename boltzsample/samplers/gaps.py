@@ -1,0 +1,59 @@
+"""Gaps: where a flow puts next to nothing and the target has mass.
+
+A flow is continuous and its base is one hill: a ring it cuts open somewhere, and what lies in the cut is e^10 to e^200 times too thin.
+Draws of the flow never meet it, chains in the latent space never enter it, and SMC there starts from the same hill: they agree on the
+rest of the mass. An exploration in x knows nothing of the flow, and where its particles lie the inverse tells the flow's density.
+
+A particle lies in a gap where log w = log p - log q - log Z is above log n, so that n draws of the flow are there less than once by
+Markov's inequality, and above that of every draw, while its log p is nothing new to the draws: far in a tail, or at the bottom of a
+narrow neck, particles may have been left behind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from boltzsample.draws import Draws, Estimate
+from boltzsample.flags import flag
+from boltzsample.flows.flow import Flow
+from boltzsample.samplers.explore import Explorer
+from boltzsample.samplers.sampler import Run, Verdict
+from boltzsample.target import Target
+
+FEW = 5  # particles in a gap that a run can have by chance
+TAIL = 0.005  # of the draws' log_prob on either side
+ASKED = 4096  # draws whose weights are taken, evenly
+
+
+def gaps(target: Target, flows: tuple[Flow, ...], replicates: list[Draws], log_z: list[Estimate], run: Run) -> list[Verdict]:
+    """What one exploration says of the flow of each replicate and its draws: WITNESS_CONFLICT where it found mass in gaps, nothing where
+    there can be no such look (no gradient, no cheap inverse, no budget). Entered under "witness"."""
+    nothing = [Verdict()] * len(replicates)
+    if not run.starts.has_gradient or run.starts.base is None or not any(flow.has_pull for flow in flows):
+        return nothing
+    seen = Explorer()(target, replace(run, stream=run.stream.child("gaps")), "witness")
+    if seen.ladder is None:
+        return nothing
+    log_p = target.log_prob(seen.x).double()
+    run.ledger.add("witness", (len(seen.x), 0))
+    return [_judge(flow, seen.x, log_p, draws, z) for flow, draws, z in zip(flows, replicates, log_z, strict=True)]
+
+
+def _judge(flow: Flow, x: Tensor, log_p: Tensor, draws: Draws, log_z: Estimate) -> Verdict:
+    if not flow.has_pull or not bool(log_z.value.isfinite()):
+        return Verdict()
+    n, own = draws.log_prob.numel(), draws.x.flatten(0, 1)
+    some = torch.linspace(0, n - 1, min(ASKED, n), device=own.device).long()
+    own_p = draws.log_prob.flatten()[some].double()
+    most = max(float((own_p - flow.log_prob(own[some])).nan_to_num(-math.inf).max()) - float(log_z.value), math.log(n))
+    low, high = own_p.quantile(TAIL), own_p.quantile(1 - TAIL)
+    lost = (log_p - flow.log_prob(x) - float(log_z.value) > most) & (log_p > low) & (log_p < high)
+    count = int(lost.sum())
+    if count < FEW:
+        return Verdict((), f"SMC in x: {count} of {len(x)} particles in gaps of the flow")
+    detail = f"SMC in x: {count} of {len(x)} particles lie where {n} draws of the flow are expected less than once, and no draw has been"
+    return Verdict((flag("WITNESS_CONFLICT", value=count / len(x), threshold=FEW / len(x), detail=detail),))
