@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import boltzsample as bz
 from boltzsample.flows.base import DefensiveBase
 from boltzsample.flows.flow import Flow
+from boltzsample.samplers.gaps import _judge
 from tests.small import codes
 
 R, WIDTH = 4.0, 0.3
@@ -64,3 +65,23 @@ def test_without_an_inverse_nobody_looks():
     """The latent SMC and the audit see no missing three percent: this is what such a flow may still do unseen."""
     result = run(0.03, bz.FlowIS, has_pull=False)
     assert "WITNESS_CONFLICT" not in codes(result) and not any("gaps" in w for w in result.draws.witnesses)
+
+
+class Same(nn.Module):
+    has_pull = True
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z, torch.zeros_like(z[..., 0])
+
+    pull = push
+
+
+def test_particles_left_behind_in_a_tail_are_no_gap():
+    """A Laplace law by Gaussian draws: fifty particles at 30 lie where no draw will ever be, and their log_prob is below that of all draws.
+    Fifty of the log_prob that draws have, at the same place, would be a gap."""
+    x = torch.randn(3_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_p, far = -x.abs().sum(-1), torch.full((50, 2), 30.0, dtype=torch.float64)
+    draws, flow = bz.Draws(x[:, None], log_p[:, None]), Flow(DefensiveBase(2), Same())
+    estimate = bz.Estimate(*[torch.tensor(v, dtype=torch.float64) for v in (math.log(4.0), 0.01, 100.0, math.log(4.0), 3_000.0)], "", ())
+    assert not _judge(flow, far, torch.full((50,), -60.0, dtype=torch.float64), draws, estimate).flags
+    assert _judge(flow, far, torch.full((50,), -1.0, dtype=torch.float64), draws, estimate).flags
