@@ -77,11 +77,11 @@ class Same(nn.Module):
 
 
 def test_particles_left_behind_in_a_tail_are_no_gap():
-    """A Laplace law by Gaussian draws: fifty particles at 30 lie where no draw will ever be, and their log_prob is below that of all draws.
-    Fifty of the log_prob that draws have, at the same place, would be a gap."""
+    """log p = -|x|_1 / 6 by draws of a narrower Gaussian: fifty particles at (30, 30) weigh e^10, and their log p, -10, is below that of all
+    draws. With a log p that draws have, at the same place, they are in a gap."""
     x = torch.randn(3_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    log_p, far = -x.abs().sum(-1), torch.full((50, 2), 30.0, dtype=torch.float64)
-    draws, flow = bz.Draws(x[:, None], log_p[:, None]), Flow(DefensiveBase(2), Same())
-    estimate = bz.Estimate(*[torch.tensor(v, dtype=torch.float64) for v in (math.log(4.0), 0.01, 100.0, math.log(4.0), 3_000.0)], "", ())
-    assert not _judge(flow, far, torch.full((50,), -60.0, dtype=torch.float64), draws, estimate).flags
-    assert _judge(flow, far, torch.full((50,), -1.0, dtype=torch.float64), draws, estimate).flags
+    far, log_z = torch.full((50, 2), 30.0, dtype=torch.float64), math.log(144.0)
+    draws, flow = bz.Draws(x[:, None], -x[:, None].abs().sum(-1) / 6), Flow(DefensiveBase(2), Same())
+    estimate = bz.Estimate(*[torch.tensor(v, dtype=torch.float64) for v in (log_z, 0.01, 100.0, log_z, 3_000.0)], "", ())
+    assert not _judge(flow, far, -far.abs().sum(-1) / 6, draws, estimate).flags
+    assert _judge(flow, far, torch.full((50,), -0.2, dtype=torch.float64), draws, estimate).flags
