@@ -77,8 +77,8 @@ class Same(nn.Module):
 
 
 def test_particles_left_behind_in_a_tail_are_no_gap():
-    """log p = -|x|_1 / 6 by draws of a narrower Gaussian: fifty particles at (30, 30) weigh e^10, and their log p, -10, is below that of all
-    draws. With a log p that draws have, at the same place, they are in a gap."""
+    """log p = -|x|_1 / 6 by draws of a narrower Gaussian: fifty particles at (30, 30) weigh e^10, and their log p, -10, is below that of
+    all draws. With a log p that draws have, at the same place, they are in a gap."""
     x = torch.randn(3_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     far, log_z = torch.full((50, 2), 30.0, dtype=torch.float64), math.log(144.0)
     draws, flow = bz.Draws(x[:, None], -x[:, None].abs().sum(-1) / 6), Flow(DefensiveBase(2), Same())
