@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.draws import Draws, Estimate
+from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import flag
 from boltzsample.flows.flow import Flow
 from boltzsample.samplers.explore import Explorer
@@ -27,7 +28,7 @@ from boltzsample.target import Target
 EXPLORER = Explorer(particles=2048, moves=1)  # sees .3% of the mass; a flow of the rings lacks 1 to 2%
 FEW = 3  # particles in a gap
 TAIL = 0.005  # of the draws' log_prob on either side
-ASKED = 4096  # draws whose weights are taken, evenly
+ASKED = 4096  # draws that are taken, evenly
 
 
 def gaps(target: Target, flows: tuple[Flow, ...], replicates: list[Draws], log_z: list[Estimate], run: Run) -> list[Verdict]:
@@ -37,7 +38,7 @@ def gaps(target: Target, flows: tuple[Flow, ...], replicates: list[Draws], log_z
     if not run.starts.has_gradient or run.starts.base is None or not any(flow.has_pull for flow in flows):
         return nothing
     seen = EXPLORER(target, replace(run, stream=run.stream.child("gaps")), "witness")
-    if seen.ladder is None:
+    if seen.ladder is None or run.must_stop(len(seen.x)) is not None:
         return nothing
     log_p = target.log_prob(seen.x).double()
     run.ledger.add("witness", (len(seen.x), 0))
@@ -45,12 +46,12 @@ def gaps(target: Target, flows: tuple[Flow, ...], replicates: list[Draws], log_z
 
 
 def _judge(flow: Flow, x: Tensor, log_p: Tensor, draws: Draws, log_z: Estimate) -> Verdict:
-    if not flow.has_pull or not bool(log_z.value.isfinite()):
+    if not flow.has_pull or not bool(log_z.value.isfinite()):  # of weights that are none, too
         return Verdict()
-    n, own = draws.log_prob.numel(), draws.x.flatten(0, 1)
-    some = torch.linspace(0, n - 1, min(ASKED, n), device=own.device).long()
+    n, some = draws.log_prob.numel(), _some(draws)
     own_p = draws.log_prob.flatten()[some].double()
-    most = max(float((own_p - flow.log_prob(own[some])).nan_to_num(-math.inf).max()) - float(log_z.value), math.log(n))
+    own_w = (own_p - flow.log_prob(draws.x.flatten(0, 1)[some])).nan_to_num(-math.inf) - float(log_z.value)
+    most = max(float(own_w.max()), math.log(n))
     low, high = own_p.quantile(TAIL), own_p.quantile(1 - TAIL)
     lost = (log_p - flow.log_prob(x) - float(log_z.value) > most) & (log_p > low) & (log_p < high)
     count = int(lost.sum())
@@ -58,3 +59,10 @@ def _judge(flow: Flow, x: Tensor, log_p: Tensor, draws: Draws, log_z: Estimate) 
         return Verdict((), f"SMC in x: {count} of {len(x)} particles in gaps of the flow")
     detail = f"SMC in x: {count} of {len(x)} particles lie where {n} draws of the flow are expected less than once, and no draw has been"
     return Verdict((flag("WITNESS_CONFLICT", value=count / len(x), threshold=FEW / len(x), detail=detail),))
+
+
+def _some(draws: Draws) -> Tensor:
+    """Indices of ASKED draws at most, of equal weight."""
+    n = draws.log_prob.numel()
+    whole = torch.arange(n, device=draws.x.device) if draws.log_weight is None else even_index(draws.log_weight.flatten())
+    return whole[torch.linspace(0, n - 1, min(ASKED, n), device=whole.device).long()]
