@@ -31,6 +31,7 @@ from boltzsample.laplace import Laplace
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.modes import at, optima
 from boltzsample.samplers.sampler import ENOUGH_POWER, Run, Verdict, no_look
+from boltzsample.samplers.second_look import both
 from boltzsample.samplers.wide_source import search
 from boltzsample.target import Target
 from boltzsample.views import Pullback
@@ -66,8 +67,7 @@ def together(audit: Verdict, own: Verdict) -> Verdict:
     have seen a fifth of the mass missing (TRUST.md, the witness rule): the two have different blind spots, and neither saw anything."""
     lifted = audit.looked and own.sees is not None and own.sees <= ENOUGH_POWER
     flags = tuple(f for f in audit.flags if not (lifted and f.code == "SINGLE_WITNESS"))
-    said = "; ".join(v.sentence for v in (audit, own) if v.sentence)
-    return Verdict((*flags, *own.flags), said or None)
+    return both(replace(audit, flags=flags), own)
 
 
 def optimum_audit(target: Target, replicates: list[Draws], map: Diagonal | Dense | None, run: Run) -> list[Verdict]:
