@@ -186,6 +186,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("bridge: chains counted as independent draws", "estimates/bridge.py", "of_p, units = f2.mean(1).var() / (chains * f2.mean().square()), chains", "of_p, units = f2.var() / (f2.numel() * f2.mean().square()), chains", ("tests/test_bridge.py",)),
     Mutant("gaps: nobody looks in x", "samplers/gaps.py", "count < FEW", "True", ("tests/test_gaps.py",)),
     Mutant("gaps: every particle is one", "samplers/gaps.py", "- float(log_z.value) > most)", "- float(log_z.value) > -1e9)", ("tests/test_gaps.py",)),
+    Mutant("gaps: no inverse of many passes", "samplers/gaps.py", "return flow.has_pull or (flow.inverts", "return flow.has_pull or (False", ("tests/test_gaps.py",)),
     Mutant("gaps: what was left behind in a tail", "samplers/gaps.py", " & (log_p > low)", "", ("tests/test_gaps.py",)),
     Mutant("witness: the method's own look not heard", "run.py", "return [together(audit, own) for audit, own in zip(audits, looks, strict=True)]", "return audits", (FLOWS,)),
     Mutant("weights: the sign of the log-determinant", "flows/flow.py", "return x, self.base.log_prob(z.double()) - log_det.double(), z", "return x, self.base.log_prob(z.double()) + log_det.double(), z", ("tests/test_flows.py",)),

@@ -154,6 +154,6 @@ def plain(x: Tensor) -> Iterator[None]:
         yield
 
 
-def show(x: Tensor) -> str:
+def show(x: Tensor, digits: int = 6) -> str:
     """A point, its first six coordinates."""
-    return "[" + ", ".join(f"{v:.6g}" for v in x[:6].tolist()) + (", ...]" if x.numel() > 6 else "]")
+    return "[" + ", ".join(f"{v:.{digits}g}" for v in x[:6].tolist()) + (", ...]" if x.numel() > 6 else "]")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from scipy import stats
@@ -27,6 +26,7 @@ from boltzsample.draws import Draws
 from boltzsample.estimates import evidence
 from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import Flag, flag
+from boltzsample.gradcheck import show
 from boltzsample.laplace import Laplace
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.modes import at, optima
@@ -195,7 +195,6 @@ def _gaussian_log_mass(z: Tensor, log_p: Tensor) -> float:
 
 
 def _conflict(optimum: Optimum, units: Diagonal | Dense, found: int) -> Flag:
-    x: Any = units.push(optimum.hill.x)[0].tolist()
-    where = ", ".join(f"{v:.4g}" for v in x[:6]) + (", ..." if len(x) > 6 else "")
-    detail = f"optimum audit: no draw near the optimum x = ({where}), one of {found}, Laplace share {optimum.share:.3g}"
+    where = show(units.push(optimum.hill.x)[0], digits=4)
+    detail = f"optimum audit: no draw near the optimum x = {where}, one of {found}, Laplace share {optimum.share:.3g}"
     return flag("WITNESS_CONFLICT", value=optimum.share, threshold=SHARE, detail=detail)

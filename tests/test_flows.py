@@ -86,8 +86,7 @@ def test_round_trip_or_a_clear_refusal(name: str) -> None:
     if not flow.has_pull:
         with pytest.raises(NoInverse, match="realnvp"):
             flow.pull(x)
-        return
-    back, log_det_back = flow.pull(x)
+    back, log_det_back = flow.pull(x, slowly=not flow.has_pull)
     assert (back - z).abs().max() < ROUNDING[name] and (log_det + log_det_back).abs().max() < ROUNDING[name]
 
 

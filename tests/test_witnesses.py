@@ -69,7 +69,7 @@ def test_chains_started_in_one_mode_meet_a_conflict(seed: int) -> None:
     result = sample(FAR, seed=seed, **RIGHT)
     assert severity(result, "WITNESS_CONFLICT") == "untrusted" and result.status == "untrusted"
     conflict = next(f for f in result.flags if f.code == "WITNESS_CONFLICT")
-    assert "x = (15," in conflict.detail and conflict.value == pytest.approx(0.3, abs=0.01) and conflict.threshold == SHARE
+    assert "x = [15," in conflict.detail and conflict.value == pytest.approx(0.3, abs=0.01) and conflict.threshold == SHARE
     assert {"WITNESS_CONFLICT", "SAME_STARTS"} <= codes(result)
     weight = result.probability(lambda x: x[..., 0] > 0)
     assert weight.status == "untrusted" and {"WITNESS_CONFLICT", "FEW_SWITCHES"} <= codes(weight)
@@ -238,7 +238,7 @@ def test_the_audit_does_not_depend_on_the_users_starts() -> None:
     """It climbs from the wide source: the conflict names the same optimum wherever the chains began."""
     here, there = sample(FAR, **RIGHT), sample(FAR, starts=[[15.0, 0.0]])
     x = [next(f.detail for f in r.flags if f.code == "WITNESS_CONFLICT") for r in (here, there)]
-    assert "x = (15," in x[0] and "x = (-15," in x[1]
+    assert "x = [15," in x[0] and "x = [-15," in x[1]
 
 
 def test_the_audit_sees_through_any_preconditioner() -> None:

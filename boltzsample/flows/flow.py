@@ -30,7 +30,7 @@ class NoInverse(BoltzsampleError, NotImplementedError):
 
 
 class Layers(Protocol):
-    """What a Flow is made of: an nn.Module with `push`, and `pull` where `has_pull`; both return (point, log|det|)."""
+    """What a Flow is made of: an nn.Module with `push`, and `pull` where `has_pull` or `inverts`; both return (point, log|det|)."""
 
     has_pull: bool
 
@@ -77,6 +77,11 @@ class Flow:
         return bool(getattr(self.layers, "has_pull", False))
 
     @property
+    def inverts(self) -> bool:
+        """Whether there is an inverse at all, in one pass or in many."""
+        return self.has_pull or bool(getattr(self.layers, "inverts", False))
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters, that of the whitening where there are none, float64 where there is neither."""
         found = [t.dtype for t in self._tensors().values() if t.is_floating_point()]
@@ -93,12 +98,13 @@ class Flow:
         x, more = self.whitening.push(u)
         return x, log_det + more
 
-    def pull(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z = T^-1(x) (*batch, dim) and log|det J_(T^-1)(x)| (*batch), of x (*batch, dim). Raises NoInverse where it is not cheap."""
-        if not self.has_pull:
+    def pull(self, x: Tensor, slowly: bool = False) -> tuple[Tensor, Tensor]:
+        """z = T^-1(x) (*batch, dim) and log|det J_(T^-1)(x)| (*batch), of x (*batch, dim). Raises NoInverse where it is not cheap;
+        `slowly`: where there is none, for it may take dim passes or a bisection."""
+        if not (self.inverts if slowly else self.has_pull):
             raise NoInverse(
                 f"the inverse of {self._title()} takes many passes or has no closed form; draws carry their own log_q "
-                "(sample_and_log_prob), or use a flow of couplings such as 'realnvp'"
+                "(sample_and_log_prob); use a flow of couplings such as 'realnvp', or slowly=True where `inverts`"
             )
         u = x if self.whitening is None else self.whitening.pull(x)
         z, log_det = cast(Layers, self.layers).pull(u)
@@ -114,9 +120,9 @@ class Flow:
         """n draws (n, dim)."""
         return self.sample_and_log_prob(n, rng)[0]
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log q (*batch), float64, at points x (*batch, dim), by the inverse. Raises NoInverse where it is not cheap."""
-        z, log_det = self.pull(x)
+    def log_prob(self, x: Tensor, slowly: bool = False) -> Tensor:
+        """log q (*batch), float64, at points x (*batch, dim), by the inverse. Raises NoInverse as `pull` does."""
+        z, log_det = self.pull(x, slowly)
         return self.base.log_prob(z.double()) + log_det.double()
 
     def out_of_range(self, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class ZukoLayers(nn.Module):
         super().__init__()
         self.transform, self.inverted = transform, inverted
         slow = any(isinstance(m, zuko.flows.MaskedAutoregressiveTransform) for m in transform.modules())
-        self.has_pull = inverted or not slow
+        self.has_pull, self.inverts = inverted or not slow, True
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._backward(z) if self.inverted else self._forward(z)

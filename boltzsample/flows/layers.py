@@ -1,4 +1,4 @@
-"""What flows are made of, conditioned layers: `push` (base to target) and, where `has_pull`, the inverse at the same price.
+"""What flows are made of, conditioned layers: `push` (base to target) and `pull`, at the same price where `has_pull`.
 
     coupling         x_a = z_a,  x_b = f(z_b; theta(z_a))           Dinh, Krueger & Bengio (2015); Dinh et al. (2017), eq. 7-8
     autoregressive   x_i = f(z_i; theta(z_<i))                      Kingma et al. (2016), inverse autoregressive, eq. 10
@@ -168,6 +168,10 @@ class Stack(nn.Module):
     @property
     def has_pull(self) -> bool:
         return all(bool(getattr(layer, "has_pull", False)) for layer in self.layers)
+
+    @property
+    def inverts(self) -> bool:
+        return all(hasattr(layer, "pull") for layer in self.layers)
 
     @property
     def has_score(self) -> bool:

@@ -21,6 +21,7 @@ from boltzsample.draws import Draws, Estimate
 from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import flag
 from boltzsample.flows.flow import Flow
+from boltzsample.gradcheck import show
 from boltzsample.samplers.explore import Explorer
 from boltzsample.samplers.sampler import Run, Verdict
 from boltzsample.target import Target
@@ -28,14 +29,15 @@ from boltzsample.target import Target
 EXPLORER = Explorer(particles=2048, moves=1)  # sees .3% of the mass; a flow of the rings lacks 1 to 2%
 FEW = 3  # particles in a gap
 TAIL = 0.005  # of the draws' log_prob on either side
+MOST_PASSES = 128  # dimensions up to which an inverse of dim passes is taken
 ASKED = 4096  # draws that are taken, evenly
 
 
 def gaps(target: Target, flows: tuple[Flow, ...], replicates: list[Draws], log_z: list[Estimate], run: Run) -> list[Verdict]:
     """What one exploration says of the flow of each replicate and its draws: WITNESS_CONFLICT where it found mass in gaps, nothing where
-    there can be no such look (no gradient, no cheap inverse, no budget). Entered under "witness"."""
+    there can be no such look (no gradient, no inverse, no budget). Entered under "witness"."""
     nothing = [Verdict()] * len(replicates)
-    if not run.starts.has_gradient or run.starts.base is None or not any(flow.has_pull for flow in flows):
+    if not run.starts.has_gradient or run.starts.base is None or not any(_can_tell(flow) for flow in flows):
         return nothing
     seen = EXPLORER(target, replace(run, stream=run.stream.child("gaps")), "witness")
     if seen.ladder is None or run.must_stop(len(seen.x)) is not None:
@@ -46,19 +48,28 @@ def gaps(target: Target, flows: tuple[Flow, ...], replicates: list[Draws], log_z
 
 
 def _judge(flow: Flow, x: Tensor, log_p: Tensor, draws: Draws, log_z: Estimate) -> Verdict:
-    if not flow.has_pull or not bool(log_z.value.isfinite()):  # of weights that are none, too
+    if not _can_tell(flow) or not bool(log_z.value.isfinite()):  # of weights that are none, too
         return Verdict()
     n, some = draws.log_prob.numel(), _some(draws)
     own_p = draws.log_prob.flatten()[some].double()
-    own_w = (own_p - flow.log_prob(draws.x.flatten(0, 1)[some])).nan_to_num(-math.inf) - float(log_z.value)
+    own_w = (own_p - flow.log_prob(draws.x.flatten(0, 1)[some], slowly=True)).nan_to_num(-math.inf) - float(log_z.value)
     most = max(float(own_w.max()), math.log(n))
     low, high = own_p.quantile(TAIL), own_p.quantile(1 - TAIL)
-    lost = (log_p - flow.log_prob(x) - float(log_z.value) > most) & (log_p > low) & (log_p < high)
+    lost = (log_p - flow.log_prob(x, slowly=True) - float(log_z.value) > most) & (log_p > low) & (log_p < high)
     count = int(lost.sum())
     if count < FEW:
         return Verdict((), f"SMC in x: {count} of {len(x)} particles in gaps of the flow")
-    detail = f"SMC in x: {count} of {len(x)} particles lie where {n} draws of the flow are expected less than once, and no draw has been"
+    best = show(x[torch.where(lost, log_p, -torch.inf).argmax()], digits=4)
+    detail = (
+        f"SMC in x: {count} of {len(x)} particles lie where {n} draws of the flow are expected less than once, and no draw has been, "
+        f"such as x = {best}; method='auto' needs no flow"
+    )
     return Verdict((flag("WITNESS_CONFLICT", value=count / len(x), threshold=FEW / len(x), detail=detail),))
+
+
+def _can_tell(flow: Flow) -> bool:
+    """Whether it knows its density at points of others, at a price within reason."""
+    return flow.has_pull or (flow.inverts and flow.dim <= MOST_PASSES)
 
 
 def _some(draws: Draws) -> Tensor:
