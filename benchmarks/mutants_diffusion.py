@@ -22,6 +22,6 @@ PLANTED: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     ("held out: places of particles that train", "scores/pool.py", "self[(~held).nonzero()[:, 0]]", "self[torch.arange(len(held))]", (SCORES,)),
     ("probability flow: the log-det subtracted", "samplers/probability_flow.py", "total = log_det - start.log_prob(y)", "total = -log_det - start.log_prob(y)", (FLOW,)),
     ("probability flow: a stage of Runge and Kutta halved", "samplers/probability_flow.py", "y4 = y + h * three", "y4 = y + h / 2 * three", (FLOW,)),
-    ("diffusion: the map's log-det forgotten", "samplers/diffusion.py", "path.log_ratio + log_p + log_det", "path.log_ratio + log_p", (WHOLE,)),
+    ("diffusion: the map's log-det forgotten", "samplers/diffusion.py", "-(log_ratio + log_det.double())", "-log_ratio", (WHOLE,)),
     ("diffusion: bare draws unflagged", "samplers/diffusion.py", 'flags += [flag("PATH_WEIGHT_MISSING")] if bare else []', "flags += []", (WHOLE,)),
 )

@@ -79,10 +79,11 @@ def test_weighted_data_teach_the_weighted_law() -> None:
 
 
 def test_data_of_one_mode_are_found_out() -> None:
-    """Defensive paths that end in the other mode carry nearly all weight."""
+    """Defensive paths that end in the other mode carry nearly all weight where one comes to its middle (in half of the runs); the optimum
+    audit sees it in the others."""
     x = known(0.5).x[:, 0]
     r = bz.sample(TWO, QUICK, n=2000, seed=0, data=bz.Draws.from_arrays(x[x[:, 0] > 0]))
-    assert {"ESS_LOW", "CONCENTRATION"} <= codes(r) and r.status == "untrusted"
+    assert ({"ESS_LOW", "CONCENTRATION"} <= codes(r) or "WITNESS_CONFLICT" in codes(r)) and r.status == "untrusted"
     bold = bz.sample(TWO, replace(QUICK, defense=0.0), n=2000, seed=0, data=bz.Draws.from_arrays(x[x[:, 0] > 0]))
     assert "WITNESS_CONFLICT" in codes(bold) and bold.status == "untrusted"  # the weights see nothing; the optimum audit does
 
@@ -194,8 +195,9 @@ def test_in_the_latent_space_of_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert abs(float(e.value) - 4) < 4.5 * float(e.stderr)  # E x_0^2
     torch.testing.assert_close(r.draws.log_prob, target.log_prob(r.draws.x), rtol=1e-9, atol=1e-9)
     assert any("SMC" in w for w in r.draws.witnesses)
-    found = r.sampler.bounds(target, torch.randn(50, 2, dtype=torch.float64))
-    assert found.gap > 0
+    u = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor([2.0, 1.0])
+    found = r.sampler.bounds(target, torch.stack([u[:, 0], u[:, 1] + u[:, 0] ** 2], -1))  # exact draws
+    assert found.elbo - 4.5 * found.elbo_stderr < math.log(4 * math.pi) < found.eubo + 4.5 * found.eubo_stderr
 
 
 def test_heavy_tails_are_told_from_far_modes() -> None:

@@ -21,19 +21,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from boltzsample.draws import Draws
-from boltzsample.errors import PositiveInfinityError, ShapeError
+from boltzsample.errors import ShapeError
 from boltzsample.estimates.evidence import log_z
 from boltzsample.flags import Flag, flag
 from boltzsample.flows.flow import Flow
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.annealed_langevin import AnnealedLangevin
-from boltzsample.samplers.defended import Defended, defended
+from boltzsample.samplers.defended import defended
 from boltzsample.samplers.diffusion_guide import Guided
 from boltzsample.samplers.diffusion_latent import heavy_tailed, latent_run, poor, short
 from boltzsample.samplers.diffusion_pool import NOISE, Climbed, by_dimension, given, whitened_pool
@@ -43,8 +43,9 @@ from boltzsample.samplers.mixture_is import POWER, compared
 from boltzsample.samplers.path_bounds import Bounds, path_bounds
 from boltzsample.samplers.probability_flow import Flowing
 from boltzsample.samplers.reverse import Ancestral, Reverse
-from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
-from boltzsample.samplers.with_flow import affordable, fitting
+from boltzsample.samplers.sampler import Run, Sampler, Verdict
+from boltzsample.samplers.weighing import affordable, weighted_draws
+from boltzsample.samplers.with_flow import fitting
 from boltzsample.schedules import VE, Levels, Schedule
 from boltzsample.scores.model import ScoreModel, Way, kernels_of
 from boltzsample.scores.pool import Pool
@@ -53,7 +54,6 @@ from boltzsample.streams import Rng
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
-AT_ONCE = 10_000  # draws
 POOL_SHARE = 0.5  # of the budget
 SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be shared out; its levels, where it does not arrive
 DEFENSE = 0.1
@@ -104,24 +104,16 @@ class Diffusion(Sampler):
         if len(self.models) not in (1, run.replicates):
             raise ValueError(f"this sampler has {len(self.models)} models for {run.replicates} replicates; leave fit=True")
         n, flags = affordable(-(-n // 10) * 10, None, run)
-        parts = []
-        with run.progress.phase("sampling", run.replicates) as bar:
-            for r in range(run.replicates):
-                model = on(self.models[r % len(self.models)], target, run)
-                view, flow = self._latent(target, run, r)
-                x, log_p, log_w, more = self._weighted(view, model, n, run, r)
-                if flow is not None:
-                    x, log_det = flow.push(x)
-                    log_p = log_p - log_det
-                flags += more
-                parts.append((x, log_p, log_w))
-                bar.update(1, evaluations=run.ledger.total)
-        least = min(len(x) for x, _, _ in parts)
-        x, log_p, log_w = (torch.cat([t[:least] for t in part]) for part in zip(*parts, strict=True))
         bare = not self.weighted or isinstance(self.rule, AnnealedLangevin)
         flags += [flag("PATH_WEIGHT_MISSING")] if bare else []
-        weights = None if bare else log_w[:, None]
-        return Draws(x[:, None], log_p[:, None], weights, flags=tuple(dict.fromkeys(flags)), scope="given this proposal")
+        paths = [self._paths(target, run, r) for r in range(run.replicates)]
+
+        def doubts(r: int, x: Tensor, log_w: Tensor) -> tuple[Flag, ...]:
+            flowing, rng = paths[r].model.reverse, run.stream.child("doubts", r).rng(run.backend.dtype, run.backend.device)
+            return flowing.doubts(target.dim, rng) if isinstance(flowing, Flowing) else ()
+
+        draws = weighted_draws(target, paths, n, "paths", run, flags, doubts)
+        return replace(draws, log_weight=None) if bare else draws
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
         """log Z against another SMC run up the explorer's ladder, as in mixture-is; none where the draws were the user's."""
@@ -215,32 +207,28 @@ class Diffusion(Sampler):
         flow = fitting(flow, target, run)
         return Pullback(target, flow), flow
 
-    def _weighted(self, target: Target, model: ScoreModel, n: int, run: Run, r: int) -> tuple[Tensor, Tensor, Tensor, list[Flag]]:
-        """x (n, dim), log_prob (n,) and log-weight (n,) of n draws; fewer where the run must stop. Raises PositiveInfinityError."""
-        parts, why = [], None
-        for i, at in enumerate(range(0, n, AT_ONCE)):
-            rng = run.stream.child("paths", r, i).rng(run.backend.dtype, run.backend.device)
-            path = self._paths(model, min(AT_ONCE, n - at), rng)
-            x, log_det = model.map.push(path.z)
-            parts.append((x, log_p := target.log_prob(x).double(), path.log_ratio + log_p + log_det))
-            run.ledger.add("sampling", (len(x), 0))
-            if at + len(x) < n and (why := run.must_stop()) is not None:
-                break
-        x, log_p, log_w = (torch.cat(part) for part in zip(*parts, strict=True))
-        if bool((log_p == torch.inf).any()):
-            raise PositiveInfinityError.at(x[log_p == torch.inf][0])
-        undefined = torch.isnan(log_p)
-        flags = [*nan_flags(int(undefined.sum()), len(x), "draws, given weight 0")]
-        flags += [] if why is None else [flag(why, detail=f"{len(x)} of {n} draws")]
-        if isinstance(paths := model.reverse, Flowing):
-            flags += paths.doubts(target.dim, run.stream.child("doubts", r).rng(run.backend.dtype, run.backend.device))
-        return x, log_p, torch.where(undefined, -torch.inf, log_w), flags
+    def _paths(self, target: Target, run: Run, r: int) -> Paths:
+        """What the draws of replicate r come from."""
+        model = on(self.models[r % len(self.models)], target, run)
+        return Paths(model, self._latent(target, run, r)[1], self._share(model.defense))
 
-    def _paths(self, model: ScoreModel, n: int, rng: Rng) -> Defended:
-        paths = model.reverse
-        if not isinstance(paths, Reverse):
-            return Defended(*paths.draw(n, model.net.dim, rng))
-        return defended(paths, n, self._share(model.defense), rng, model.net.dim)
+
+class Paths(NamedTuple):
+    """The ends of diffusion paths as a proposal: -log_q is all of the log-weight that is not the target's."""
+
+    model: ScoreModel
+    flow: Flow | None
+    share: float
+
+    def sample_and_log_prob(self, n: int, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+        """n ends x (n, dim), log_q (n,) along their paths, float64, and the ends in whitened units."""
+        way, dim = self.model.reverse, self.model.net.dim
+        z, log_ratio = defended(way, n, self.share, rng, dim) if isinstance(way, Reverse) else way.draw(n, dim, rng)
+        x, log_det = self.model.map.push(z)
+        if self.flow is not None:
+            x, more = self.flow.push(x)
+            log_det = log_det + more
+        return x, -(log_ratio + log_det.double()), z
 
 
 def on(model: ScoreModel, target: Target, run: Run) -> ScoreModel:

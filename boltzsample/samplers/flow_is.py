@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
-
 from boltzsample.draws import Draws
 from boltzsample.estimates.evidence import log_z
 from boltzsample.samplers.sampler import Run, Verdict
-from boltzsample.samplers.with_flow import WithFlow, affordable, range_flag, round_up, weighted
+from boltzsample.samplers.weighing import affordable, round_up, weighted_draws
+from boltzsample.samplers.with_flow import WithFlow, range_flag
 from boltzsample.target import Target
 
 
@@ -42,17 +41,7 @@ class FlowIS(WithFlow):
         """n draws a replicate, rounded up to whole tens; every draw is a unit."""
         flows = self.ready(target, run)
         n, flags = affordable(round_up(n, flows[0].base), flows[0].base, run)
-        parts = []
-        with run.progress.phase("sampling", run.replicates) as bar:
-            for r, flow in enumerate(flows):
-                x, log_p, log_w, more = weighted(target, flow, n, run.stream.child("flow-is", r), run)
-                flags += [*more, *range_flag(flow, x, log_w)]
-                parts.append((x, log_p, log_w))
-                bar.update(1, evaluations=run.ledger.total)
-        least = min(len(x) for x, _, _ in parts)
-        x, log_p, log_w = (torch.cat([t[:least] for t in part]) for part in zip(*parts, strict=True))
-        scope = "given this proposal"
-        return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=tuple(dict.fromkeys(flags)), scope=scope)
+        return weighted_draws(target, flows, n, "flow-is", run, flags, lambda r, x, log_w: range_flag(flows[r], x, log_w))
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
         """log Z against SMC in the latent space of the flow, and the flow itself against an exploration in x."""

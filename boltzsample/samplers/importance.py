@@ -12,7 +12,8 @@ from boltzsample.draws import Draws
 from boltzsample.errors import ShapeError
 from boltzsample.flows.flow import Flow
 from boltzsample.samplers.sampler import Run, Sampler
-from boltzsample.samplers.with_flow import affordable, fitting, round_up, weighted
+from boltzsample.samplers.weighing import affordable, round_up, weighted
+from boltzsample.samplers.with_flow import fitting
 from boltzsample.streams import Rng
 from boltzsample.target import Target
 

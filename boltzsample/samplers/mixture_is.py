@@ -38,7 +38,7 @@ from boltzsample.samplers.refine import Draw, finished, floored, pilot
 from boltzsample.samplers.sampler import Run, Sampler, Verdict
 from boltzsample.samplers.second_look import against
 from boltzsample.samplers.tempered_part import with_tempered_part
-from boltzsample.samplers.with_flow import affordable, weighted
+from boltzsample.samplers.weighing import affordable, weighted_draws
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
@@ -94,17 +94,8 @@ class MixtureIS(Sampler):
         n, flags = affordable(self._enough(n), None, run)
         if max(self.forgotten, default=0.0) > FORGOTTEN:
             flags += [flag("FORGOTTEN_MASS", value=max(self.forgotten), threshold=FORGOTTEN)]
-        parts = []
-        with run.progress.phase("sampling", run.replicates) as bar:
-            for r in range(run.replicates):
-                q = self.mixtures[r % len(self.mixtures)]
-                x, log_p, log_w, more = weighted(target, q, n, run.stream.child("mixture-is", r), run)
-                flags += more
-                parts.append((x, log_p, log_w))
-                bar.update(1, evaluations=run.ledger.total)
-        least = min(len(x) for x, _, _ in parts)
-        x, log_p, log_w = (torch.cat([t[:least] for t in part]) for part in zip(*parts, strict=True))
-        return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=tuple(dict.fromkeys(flags)), scope="given this proposal")
+        own = [self.mixtures[r % len(self.mixtures)] for r in range(run.replicates)]
+        return weighted_draws(target, own, n, "mixture-is", run, flags)
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
         """log Z against another SMC run up the explorer's ladder, where that can be had precise enough to see a fifth of the mass missing.

@@ -1,32 +1,30 @@
-"""What samplers with a flow share: choosing and training one for each replicate, weighted draws from it, SMC in its latent space."""
+"""What samplers with a flow share: choosing and training one for each replicate, SMC in its latent space, a look for its gaps."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from boltzsample.draws import Draws, Estimate
 from boltzsample.errors import PositiveInfinityError, ShapeError
 from boltzsample.estimates.weighted import even_index
 from boltzsample.flags import Flag, flag
-from boltzsample.flows.base import Base, DefensiveBase, Normal
+from boltzsample.flows.base import DefensiveBase, Normal
 from boltzsample.flows.choose import choose
 from boltzsample.flows.families import make_flow
 from boltzsample.flows.flow import Flow, NoInverse
 from boltzsample.flows.train import Training, train
 from boltzsample.samplers.frozen_smc import Annealed, FrozenSMC
 from boltzsample.samplers.gaps import gaps
-from boltzsample.samplers.sampler import Run, Sampler, Verdict, nan_flags
+from boltzsample.samplers.sampler import Run, Sampler, Verdict
 from boltzsample.samplers.second_look import against, both
 from boltzsample.streams import Stream
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
-AT_ONCE = 60_000  # rows of a pass through a flow: whole periods of a defensive base
 TRAINING_SHARE = 0.7  # of the budget
 OUT_OF_RANGE = 1e-3
 
@@ -122,50 +120,9 @@ def of_dim(flow: Flow, target: Target) -> None:
         raise ShapeError(f"{came}; wanted the same: make_flow(family, dim={target.dim}, ...)")
 
 
-def weighted(
-    target: Target, proposal: Any, n: int, stream: Stream, run: Run
-) -> tuple[Tensor, Tensor, Tensor, tuple[Flag, ...]]:
-    """x (n, dim), log_prob (n,) and log-weight (n,) in float64 of n draws of a proposal, and what is to be said of them; fewer draws
-    where the run must stop. Their evaluations are entered under "sampling". Raises PositiveInfinityError.
-    """
-    parts, why = [], None
-    for i, at in enumerate(range(0, n, AT_ONCE)):
-        rng = stream.child("draws", i).rng(run.backend.dtype, run.backend.device)
-        x, log_q, _ = proposal.sample_and_log_prob(min(AT_ONCE, n - at), rng)
-        parts.append((x, target.log_prob(x).double(), log_q.double()))
-        run.ledger.add("sampling", (len(x), 0))
-        if at + len(x) < n and (why := run.must_stop()) is not None:
-            break
-    x, log_p, log_q = (torch.cat(part) for part in zip(*parts, strict=True))
-    if bool((log_p == torch.inf).any()):
-        raise PositiveInfinityError.at(x[log_p == torch.inf][0])
-    undefined = torch.isnan(log_p)
-    log_w = torch.where(undefined | torch.isnan(log_q), -torch.inf, log_p - log_q)
-    flags = nan_flags(int(undefined.sum()), len(x), "draws, given weight 0")
-    return x, log_p, log_w, flags if why is None else (*flags, flag(why, detail=f"{len(x)} of {n} draws"))
-
-
 def range_flag(flow: Flow, x: Tensor, log_w: Tensor) -> tuple[Flag, ...]:
     """OUT_OF_RANGE, from points x (n, dim) and their log-weights, resampled to the target's side."""
     if not bool(log_w.max().isfinite()):
         return ()
     outside = float(flow.out_of_range(x[even_index(log_w)]))
     return (flag("OUT_OF_RANGE", value=outside, threshold=OUT_OF_RANGE),) if outside > OUT_OF_RANGE else ()
-
-
-def affordable(n: int, base: Base | None, run: Run) -> tuple[int, list[Flag]]:
-    """n draws a replicate, or as many as the budget leaves, with the flag that says so; ten at least."""
-    limit = run.budget.evaluations
-    if limit is None:
-        return n, []
-    left = max((limit - run.reserve - run.ledger.total) // run.replicates, 10)
-    if left >= n:
-        return n, []
-    few = max(round_up(left - 9, base), 10)
-    return few, [flag("STOPPED_EARLY", detail=f"{few} of {n} draws")]
-
-
-def round_up(n: int, base: Base | None) -> int:
-    """n, or the next number that holds whole periods of a defensive base."""
-    period = base.period if isinstance(base, DefensiveBase) else 1
-    return math.ceil(n / period) * period
