@@ -93,9 +93,12 @@ class Trial:
 
 
 # Without resampling a path is worth .4 draws on the Gaussian and .04 on a regression of 31 weights; a fitted mixture's draw is worth .6
-# there, but one in a thousand, from its wide part, carries a twentieth of a mean's bar: CONCENTRATION is true. auto takes chains instead.
+# there, but one in a thousand, from its wide part, weighs a hundred means and carries a twentieth of a mean's bar, and so does a path of
+# slips, which starts from such a mixture: CONCENTRATION is true. auto takes chains instead.
 UNEVEN = {("ais", "student-t5-d10"), ("ais", "cancer"), ("ais", "german-credit")}
-UNEVEN_MEANS = {("ais", "gaussian-corr-d10"), ("ais", "two-modes-near"), ("mixture-is", "cancer"), ("mixture-is", "german-credit")}
+UNEVEN_MEANS = {("ais", "gaussian-corr-d10"), ("ais", "two-modes-near")} | {
+    (name, regression) for name in ("mixture-is", "slips") for regression in ("cancer", "german-credit")
+}
 HEAVY_T = ("E x_0^2", "E x_1^2", "E x.x", "E x_0 x_1", "sd x_0")  # x^2 of a t_5 has no third moment
 
 TRIALS: tuple[Trial, ...] = (
