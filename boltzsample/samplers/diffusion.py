@@ -54,6 +54,7 @@ from boltzsample.streams import Rng
 from boltzsample.target import Target
 from boltzsample.views import Pullback
 
+AT_ONCE = 10_000  # paths between two looks at the budget
 POOL_SHARE = 0.5  # of the budget
 SCOUTS, GUESS = 64, 20  # particles of a first climb where a budget is to be shared out; its levels, where it does not arrive
 DEFENSE = 0.1
@@ -112,7 +113,7 @@ class Diffusion(Sampler):
             flowing, rng = paths[r].model.reverse, run.stream.child("doubts", r).rng(run.backend.dtype, run.backend.device)
             return flowing.doubts(target.dim, rng) if isinstance(flowing, Flowing) else ()
 
-        draws = weighted_draws(target, paths, n, "paths", run, flags, doubts)
+        draws = weighted_draws(target, paths, n, "paths", run, flags, doubts, AT_ONCE)
         return replace(draws, log_weight=None) if bare else draws
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:

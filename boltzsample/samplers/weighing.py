@@ -35,14 +35,21 @@ def nothing_more(r: int, x: Tensor, log_w: Tensor) -> Iterable[Flag]:
 
 
 def weighted_draws(
-    target: Target, proposals: Iterable[Proposal], n: int, name: str, run: Run, flags: Iterable[Flag], remarks: Remarks = nothing_more
+    target: Target,
+    proposals: Iterable[Proposal],
+    n: int,
+    name: str,
+    run: Run,
+    flags: Iterable[Flag],
+    remarks: Remarks = nothing_more,
+    at_once: int = AT_ONCE,
 ) -> Draws:
     """n weighted draws of the proposal of each replicate; every draw is a unit. `name`: of their streams; `flags`: of all draws, with
-    `remarks(r, x, log_w)` on those of a replicate. Raises PositiveInfinityError."""
+    `remarks(r, x, log_w)` on those of a replicate; at_once: draws between two looks at the budget. Raises PositiveInfinityError."""
     parts, found = [], list(flags)
     with run.progress.phase("sampling", run.replicates) as bar:
         for r, proposal in enumerate(proposals):
-            x, log_p, log_w, more = weighted(target, proposal, n, run.stream.child(name, r), run)
+            x, log_p, log_w, more = weighted(target, proposal, n, run.stream.child(name, r), run, at_once)
             found += [*more, *remarks(r, x, log_w)]
             parts.append((x, log_p, log_w))
             bar.update(1, evaluations=run.ledger.total)
@@ -51,14 +58,16 @@ def weighted_draws(
     return Draws(x[:, None], log_p[:, None], log_w[:, None], flags=tuple(dict.fromkeys(found)), scope="given this proposal")
 
 
-def weighted(target: Target, proposal: Proposal, n: int, stream: Stream, run: Run) -> tuple[Tensor, Tensor, Tensor, tuple[Flag, ...]]:
+def weighted(
+    target: Target, proposal: Proposal, n: int, stream: Stream, run: Run, at_once: int = AT_ONCE
+) -> tuple[Tensor, Tensor, Tensor, tuple[Flag, ...]]:
     """x (n, dim), log_prob (n,) and log-weight (n,) in float64 of n draws of a proposal, and what is to be said of them; fewer draws
     where the run must stop. Their evaluations are entered under "sampling". Raises PositiveInfinityError.
     """
     parts, why = [], None
-    for i, at in enumerate(range(0, n, AT_ONCE)):
+    for i, at in enumerate(range(0, n, at_once)):
         rng = stream.child("draws", i).rng(run.backend.dtype, run.backend.device)
-        x, log_q, _ = proposal.sample_and_log_prob(min(AT_ONCE, n - at), rng)
+        x, log_q, _ = proposal.sample_and_log_prob(min(at_once, n - at), rng)
         parts.append((x, target.log_prob(x).double(), log_q.double()))
         run.ledger.add("sampling", (len(x), 0))
         if at + len(x) < n and (why := run.must_stop()) is not None:
