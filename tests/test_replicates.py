@@ -152,6 +152,16 @@ def test_log_z_is_the_log_of_the_mean():
     assert lost.value.isnan() and lost.status is Status.UNTRUSTED
 
 
+def test_bars_of_log_z_are_held_against_the_spread():
+    """Spread .1: with bars of .1, 2 of 2,000 are flagged at p < 1e-3 (7 or more by chance in one such test of 220); with bars of .03, all."""
+    each = 0.1 * torch.randn(2_000, 16, generator=rng(5), dtype=torch.float64)
+    kept = [combine_log_z([number(float(v), 0.1) for v in row]) for row in each]
+    assert sum("SE_MISCALIBRATED" in codes(e) for e in kept) < 7
+    short = [combine_log_z([number(float(v), 0.03) for v in row]) for row in each[:50]]
+    assert all(e.status is Status.CAUTION and "SE_MISCALIBRATED" in codes(e) for e in short)
+    assert all(float(e.stderr) == pytest.approx(float(k.stderr)) for e, k in zip(short, kept, strict=False))  # the spread, either way
+
+
 def test_log_z_of_four_replicates_is_students():
     """Three degrees of freedom: 3.18 standard errors, not 1.96."""
     est = combine_log_z([number(v) for v in (0.1, -0.2, 0.05, 0.0)])

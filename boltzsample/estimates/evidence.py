@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from boltzsample.draws import Draws, Estimate
-from boltzsample.estimates.columns import on_cpu
+from boltzsample.estimates.columns import on_cpu, unlocated
 from boltzsample.estimates.intervals import t_quantile
-from boltzsample.estimates.replicates import merged_flags
+from boltzsample.estimates.replicates import bar_test, merged_flags
 from boltzsample.estimates.weighted import weight_flags, weights
 from boltzsample.flags import Flag, flag
 
@@ -63,7 +63,7 @@ def combine_log_z(estimates: Sequence[Estimate]) -> Estimate:
 
     L = log mean_r exp L_r,   L_(-r) without r:   value = R L - (R - 1) mean L_(-r),   se^2 = (R - 1)/R sum (L_(-r) - mean L_(-r))^2.
 
-    Raises ValueError where there are no replicates.
+    The spread of the L_r is held against their own bars, too (SE_MISCALIBRATED). Raises ValueError where there are no replicates.
     """
     if not estimates:
         raise ValueError("there are no replicates to combine; wanted one estimate or more")
@@ -71,7 +71,8 @@ def combine_log_z(estimates: Sequence[Estimate]) -> Estimate:
     if r == 1:
         return estimates[0]
     each = torch.stack([e.value.double() for e in estimates])
-    flags = merged_flags(estimates, 1)
+    own, df = (torch.stack([getattr(e, name).double() for e in estimates])[:, None] for name in ("stderr", "df"))
+    flags = merged_flags(estimates, 1) + unlocated(bar_test(each[:, None], own, df), each.shape[1:])
     witnesses = tuple(dict.fromkeys(v for e in estimates for v in e.witnesses))
     if not bool(each.isfinite().all()):
         return _none(f"log of the mean of {r} replicates", flags or (flag("NO_LOG_Z"),), witnesses)
