@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import boltzsample as bz
 from boltzsample.flows.base import DefensiveBase
+from boltzsample.flows.families import make_flow
 from boltzsample.flows.flow import Flow
 from boltzsample.samplers.gaps import _judge
+from boltzsample.streams import Stream
 from tests.small import codes
 
 R, WIDTH = 4.0, 0.3
@@ -66,7 +68,33 @@ def test_a_flow_that_closes_the_ring_has_no_gap():
 def test_without_an_inverse_nobody_looks():
     """The latent SMC and the audit see no missing three percent: this is what such a flow may still do unseen."""
     result = run(0.03, bz.FlowIS, has_pull=False, inverts=False)
-    assert "WITNESS_CONFLICT" not in codes(result) and not any("gaps" in w for w in result.draws.witnesses)
+    assert "WITNESS_CONFLICT" not in codes(result) and any("nobody looked for gaps" in w for w in result.draws.witnesses)
+
+
+@pytest.mark.parametrize("family", ["affine-iaf", "gaussianization"])
+def test_inverses_of_many_passes_are_taken_up_to_a_limit(family, monkeypatch):
+    flow = make_flow(family, 2, Stream(0).child("init").rng())
+    target = bz.from_log_prob(lambda x: -0.5 * x.square().sum(-1), dim=2)
+    looked = bz.sample(target, bz.FlowIS(flow), n=1_000, seed=0, fit=False)
+    assert not flow.has_pull and any("0 of 2048 particles in gaps" in w for w in looked.draws.witnesses)
+    monkeypatch.setattr("boltzsample.samplers.gaps.MOST_PASSES", 1)
+    blind = bz.sample(target, bz.FlowIS(flow), n=1_000, seed=0, fit=False)
+    assert any("nobody looked for gaps" in w for w in blind.draws.witnesses) and blind.evaluations < looked.evaluations
+
+
+class Forgetful(nn.Module):
+    """The identity, that does not know its log-det for one draw in a hundred."""
+
+    has_pull = False
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z, torch.where(z[..., 0] > 2.3, torch.nan, 0.0)
+
+
+def test_draws_of_unknown_density_are_not_dropped():
+    target = bz.from_log_prob(lambda x: -0.5 * x.square().sum(-1), dim=2)
+    result = bz.sample(target, bz.FlowIS(Flow(DefensiveBase(2), Forgetful())), n=1_000, seed=0, fit=False)
+    assert "BAD_WEIGHTS" in codes(result.log_z()) and result.log_z().status == "untrusted"
 
 
 class Same(nn.Module):
@@ -85,5 +113,5 @@ def test_particles_left_behind_in_a_tail_are_no_gap():
     far, log_z = torch.full((50, 2), 30.0, dtype=torch.float64), math.log(144.0)
     draws, flow = bz.Draws(x[:, None], -x[:, None].abs().sum(-1) / 6), Flow(DefensiveBase(2), Same())
     estimate = bz.Estimate(*[torch.tensor(v, dtype=torch.float64) for v in (log_z, 0.01, 100.0, log_z, 3_000.0)], "", ())
-    assert not _judge(flow, far, -far.abs().sum(-1) / 6, draws, estimate).flags
-    assert _judge(flow, far, torch.full((50,), -0.2, dtype=torch.float64), draws, estimate).flags
+    assert not _judge(flow, far, -far.abs().sum(-1) / 6, flow.log_prob(far), draws, estimate).flags
+    assert _judge(flow, far, torch.full((50,), -0.2, dtype=torch.float64), flow.log_prob(far), draws, estimate).flags

@@ -153,7 +153,7 @@ def test_log_z_is_the_log_of_the_mean():
 
 
 def test_bars_of_log_z_are_held_against_the_spread():
-    """Spread .1: with bars of .1, 2 of 2,000 are flagged at p < 1e-3 (7 or more by chance in one such test of 220); with bars of .03, all."""
+    """Spread .1: with bars of .1, 2 of 2,000 are flagged at p < 1e-3 (7 or more in one such test of 220); with bars of .03, all."""
     each = 0.1 * torch.randn(2_000, 16, generator=rng(5), dtype=torch.float64)
     kept = [combine_log_z([number(float(v), 0.1) for v in row]) for row in each]
     assert sum("SE_MISCALIBRATED" in codes(e) for e in kept) < 7

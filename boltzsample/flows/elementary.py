@@ -81,26 +81,45 @@ class Gaussianize(nn.Module):
     Its inverse has no closed form: one of the components is at x or below, another at x or above, and between their z bisection finds it.
     """
 
-    has_pull = False
+    has_pull, inverts = False, True
 
     def __init__(self, dim: int, components: int) -> None:
         super().__init__()
         self.a, self.b = nn.Parameter(torch.zeros(dim, components)), nn.Parameter(torch.zeros(dim, components))
 
     def push(self, z: Tensor) -> Pushed:
-        u = self.a.exp() * z[..., None] + self.b  # (*batch, dim, components)
+        u = self._u(z)
         below, above = (torch.special.log_ndtr(v).logsumexp(-1) - math.log(u.shape[-1]) for v in (u, -u))
         tail = torch.special.ndtri(torch.minimum(below, above).exp())
         x = torch.where(below < above, tail, -tail)
         log_f = (self.a - 0.5 * u.square()).logsumexp(-1) - math.log(u.shape[-1]) + 0.5 * x.square()
         return x, log_f.sum(-1)
 
-    @torch.no_grad()
     def pull(self, x: Tensor) -> Pushed:
+        left, target = x < 0, torch.special.log_ndtr(-x.abs())
+        with torch.no_grad():
+            z = self._bisected(x, left, target)
+        log_tail, log_density = self._tail(z, left)
+        slope = (log_density - log_tail).exp() * torch.where(left, 1.0, -1.0)
+        z = z - (log_tail - target) / slope.detach()  # Newton's step: gradients by the implicit function
+        u = self._u(z)
+        log_f = (self.a - 0.5 * u.square()).logsumexp(-1) - math.log(u.shape[-1]) + 0.5 * x.square()
+        return z, -log_f.sum(-1)
+
+    def _u(self, z: Tensor) -> Tensor:
+        return self.a.exp() * z[..., None] + self.b  # (*batch, dim, components)
+
+    def _tail(self, z: Tensor, left: Tensor) -> Pushed:
+        """log of the mass below z, where `left`, or above it, and the log-density at z."""
+        u = self._u(z)
+        log_tail = torch.special.log_ndtr(torch.where(left[..., None], u, -u)).logsumexp(-1) - math.log(u.shape[-1])
+        return log_tail, (self.a - 0.5 * u.square()).logsumexp(-1) - math.log(u.shape[-1] * math.sqrt(2 * math.pi))
+
+    def _bisected(self, x: Tensor, left: Tensor, target: Tensor) -> Tensor:
         ends = (x[..., None] - self.b) * (-self.a).exp()
         low, high = ends.amin(-1), ends.amax(-1)
         for _ in range(HALVINGS):
             z = 0.5 * (low + high)
-            below = self.push(z)[0] < x
+            below = (self._tail(z, left)[0] < target) == left
             low, high = torch.where(below, z, low), torch.where(below, high, z)
-        return z, -self.push(z)[1]
+        return z

@@ -32,7 +32,7 @@ class NoInverse(BoltzsampleError, NotImplementedError):
 class Layers(Protocol):
     """What a Flow is made of: an nn.Module with `push`, and `pull` where `has_pull` or `inverts`; both return (point, log|det|)."""
 
-    has_pull: bool
+    has_pull: bool  # the inverse costs what `push` does; a module may have `inverts` beside it: there is one at all
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -99,8 +99,8 @@ class Flow:
         return x, log_det + more
 
     def pull(self, x: Tensor, slowly: bool = False) -> tuple[Tensor, Tensor]:
-        """z = T^-1(x) (*batch, dim) and log|det J_(T^-1)(x)| (*batch), of x (*batch, dim). Raises NoInverse where it is not cheap;
-        `slowly`: where there is none, for it may take dim passes or a bisection."""
+        """z = T^-1(x) (*batch, dim) and log|det J_(T^-1)(x)| (*batch), of x (*batch, dim). Raises NoInverse where it is not cheap,
+        or, `slowly`, where there is none in dim passes or by bisection either."""
         if not (self.inverts if slowly else self.has_pull):
             raise NoInverse(
                 f"the inverse of {self._title()} takes many passes or has no closed form; draws carry their own log_q "

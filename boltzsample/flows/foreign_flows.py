@@ -20,6 +20,7 @@ from boltzsample.flows.flow import Flow
 # Pyro 1.9.1: Sylvester's log-det is not that of its map, and quadratic splines lose their inverse in the tails
 REFUSED = {"Sylvester": "its log-det is wrong in Pyro", "quadratic": "Pyro's quadratic splines break in the tails; use order='linear'"}
 ZUKO_BOUND = inspect.signature(zuko.transforms.MonotonicRQSTransform).parameters["bound"].default
+CLOSED = {zuko.transforms.MonotonicAffineTransform, zuko.transforms.MonotonicRQSTransform}  # the inverse of others is approximate
 CHEAP = {"AffineCoupling", "SplineCoupling", "Spline", "Permute", "AffineTransform", "GeneralizedChannelPermute", "ComposeTransformModule"}
 
 
@@ -29,8 +30,9 @@ class ZukoLayers(nn.Module):
     def __init__(self, transform: Any, inverted: bool) -> None:
         super().__init__()
         self.transform, self.inverted = transform, inverted
-        slow = any(isinstance(m, zuko.flows.MaskedAutoregressiveTransform) for m in transform.modules())
-        self.has_pull, self.inverts = inverted or not slow, True
+        slow = [m for m in transform.modules() if isinstance(m, zuko.flows.MaskedAutoregressiveTransform)]
+        self.has_pull = inverted or not slow
+        self.inverts = all(_univariate(m) in CLOSED for m in slow)
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._backward(z) if self.inverted else self._forward(z)
@@ -99,10 +101,13 @@ def _inverse(t: Any, x: Tensor) -> Tensor:
 
 def _bound(part: Any) -> float:
     """Where the splines of a lazy zuko transform end: they are the identity beyond."""
+    options = getattr(getattr(part, "univariate", None), "keywords", {})
+    return float(options.get("bound", ZUKO_BOUND)) if _univariate(part) is zuko.transforms.MonotonicRQSTransform else math.inf
+
+
+def _univariate(part: Any) -> Any:
     make = getattr(part, "univariate", None)
-    options = getattr(make, "keywords", {})
-    spline = getattr(make, "func", make) is zuko.transforms.MonotonicRQSTransform
-    return float(options.get("bound", ZUKO_BOUND)) if spline else math.inf
+    return getattr(make, "func", make)
 
 
 def _beyond(x: Tensor, steps: Sequence[tuple[Any, float]]) -> Tensor:

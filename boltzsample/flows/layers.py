@@ -113,6 +113,8 @@ def _vjp(outputs: Pushed, inputs: Pushed, by: Pushed) -> list[Tensor]:
 class Autoregressive(nn.Module):
     """x_i depends on z_i and on the z_j before it in `order`; with `inverted`, T is the inverse of that (dim passes, one for `pull`)."""
 
+    inverts = True
+
     def __init__(self, order: Tensor, f: Univariate, hidden: Sequence[int], activation: Any = None, inverted: bool = False) -> None:
         super().__init__()
         self.f, self.dim, self.has_pull = f, len(order), inverted
@@ -171,7 +173,8 @@ class Stack(nn.Module):
 
     @property
     def inverts(self) -> bool:
-        return all(hasattr(layer, "pull") for layer in self.layers)
+        """Whether every layer has an inverse, cheap or not."""
+        return all(bool(getattr(layer, "has_pull", False) or getattr(layer, "inverts", False)) for layer in self.layers)
 
     @property
     def has_score(self) -> bool:

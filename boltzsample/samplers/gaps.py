@@ -34,37 +34,56 @@ ASKED = 4096  # draws that are taken, evenly
 
 
 def gaps(target: Target, flows: tuple[Flow, ...], replicates: list[Draws], log_z: list[Estimate], run: Run) -> list[Verdict]:
-    """What one exploration says of the flow of each replicate and its draws: WITNESS_CONFLICT where it found mass in gaps, nothing where
-    there can be no such look (no gradient, no inverse, no budget). Entered under "witness"."""
-    nothing = [Verdict()] * len(replicates)
-    if not run.starts.has_gradient or run.starts.base is None or not any(_can_tell(flow) for flow in flows):
-        return nothing
+    """What one exploration says of the flow of each replicate and its draws: WITNESS_CONFLICT where it found mass in gaps, a sentence where
+    it found none or could not look (no gradient, no inverse, no budget). Entered under "witness"."""
+    if not run.starts.has_gradient or run.starts.base is None or run.must_stop() is not None:
+        return [_nobody("no gradient, source or budget")] * len(replicates)
+    asked = {id(flow): flow for flow in flows if _can_tell(flow)}
+    if not asked:
+        return [_nobody("no inverse within reason")] * len(replicates)
     seen = EXPLORER(target, replace(run, stream=run.stream.child("gaps")), "witness")
     if seen.ladder is None or run.must_stop(len(seen.x)) is not None:
-        return nothing
+        return [_nobody("the exploration was cut short")] * len(replicates)
     log_p = target.log_prob(seen.x).double()
     run.ledger.add("witness", (len(seen.x), 0))
-    return [_judge(flow, seen.x, log_p, draws, z) for flow, draws, z in zip(flows, replicates, log_z, strict=True)]
+    log_q = {key: flow.log_prob(seen.x, slowly=True) for key, flow in asked.items()}
+    return [
+        _judge(flow, seen.x, log_p, log_q[id(flow)], draws, z) if id(flow) in log_q else _nobody("no inverse within reason")
+        for flow, draws, z in zip(flows, replicates, log_z, strict=True)
+    ]
 
 
-def _judge(flow: Flow, x: Tensor, log_p: Tensor, draws: Draws, log_z: Estimate) -> Verdict:
-    if not _can_tell(flow) or not bool(log_z.value.isfinite()):  # of weights that are none, too
-        return Verdict()
-    n, some = draws.log_prob.numel(), _some(draws)
-    own_p = draws.log_prob.flatten()[some].double()
-    own_w = (own_p - flow.log_prob(draws.x.flatten(0, 1)[some], slowly=True)).nan_to_num(-math.inf) - float(log_z.value)
-    most = max(float(own_w.max()), math.log(n))
+def _nobody(why: str) -> Verdict:
+    return Verdict((), f"nobody looked for gaps of the flow in x ({why})")
+
+
+def _judge(flow: Flow, x: Tensor, log_p: Tensor, log_q: Tensor, draws: Draws, log_z: Estimate) -> Verdict:
+    """x (k, dim): particles, with log p and log q (k,) there."""
+    if not bool(log_z.value.isfinite()):
+        return _nobody("log Z is not known")  # of weights that are none, too
+    n, z = draws.log_prob.numel(), float(log_z.value)
+    most = max(_heaviest(flow, draws) - z, math.log(n))
+    own_p = draws.log_prob.flatten()[_some(draws)].double()
     low, high = own_p.quantile(TAIL), own_p.quantile(1 - TAIL)
-    lost = (log_p - flow.log_prob(x, slowly=True) - float(log_z.value) > most) & (log_p > low) & (log_p < high)
+    lost = (log_p - log_q - z > most) & (log_p > low) & (log_p < high)
     count = int(lost.sum())
     if count < FEW:
         return Verdict((), f"SMC in x: {count} of {len(x)} particles in gaps of the flow")
     best = show(x[torch.where(lost, log_p, -torch.inf).argmax()], digits=4)
     detail = (
-        f"SMC in x: {count} of {len(x)} particles lie where {n} draws of the flow are expected less than once, and no draw has been, "
-        f"such as x = {best}; method='auto' needs no flow"
+        f"SMC in x: {count} of {len(x)} particles lie where {n} draws of the flow are expected less than once, such as x = {best}, and the "
+        "draws have not been there; methods without a flow are smc and mixture-is"
     )
     return Verdict((flag("WITNESS_CONFLICT", value=count / len(x), threshold=FEW / len(x), detail=detail),))
+
+
+def _heaviest(flow: Flow, draws: Draws) -> float:
+    """The largest finite log p - log q of the draws; of ASKED of them where they carry no weights."""
+    if draws.log_weight is not None:
+        return float(draws.log_weight.max())
+    some = _some(draws)
+    log_w = draws.log_prob.flatten()[some].double() - flow.log_prob(draws.x.flatten(0, 1)[some], slowly=True)
+    return float(log_w[log_w.isfinite()].max()) if bool(log_w.isfinite().any()) else -math.inf
 
 
 def _can_tell(flow: Flow) -> bool:

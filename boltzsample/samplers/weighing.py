@@ -62,7 +62,7 @@ def weighted(
     target: Target, proposal: Proposal, n: int, stream: Stream, run: Run, at_once: int = AT_ONCE
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Flag, ...]]:
     """x (n, dim), log_prob (n,) and log-weight (n,) in float64 of n draws of a proposal, and what is to be said of them; fewer draws
-    where the run must stop. Their evaluations are entered under "sampling". Raises PositiveInfinityError.
+    where the run must stop. Weight 0 where log_prob is NaN or -inf. Evaluations are entered under "sampling". Raises PositiveInfinityError.
     """
     parts, why = [], None
     for i, at in enumerate(range(0, n, at_once)):
@@ -76,7 +76,7 @@ def weighted(
     if bool((log_p == torch.inf).any()):
         raise PositiveInfinityError.at(x[log_p == torch.inf][0])
     undefined = torch.isnan(log_p)
-    log_w = torch.where(undefined | torch.isnan(log_q), -torch.inf, log_p - log_q)
+    log_w = torch.where(undefined | (log_p == -torch.inf), -torch.inf, log_p - log_q)  # NaN where log_q alone is: BAD_WEIGHTS
     flags = nan_flags(int(undefined.sum()), len(x), "draws, given weight 0")
     return x, log_p, log_w, flags if why is None else (*flags, flag(why, detail=f"{len(x)} of {n} draws"))
 
