@@ -85,6 +85,10 @@ OF_THE_CASE: dict[str, Callable[[bz.Result], bool]] = {
 }
 
 
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else math.nan
+
+
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     print("| case | runs | of the case | ok | WITNESS_CONFLICT | log Z error, median | ESS of the weights, median | other flags |")
@@ -95,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         found = [(r, e) for r, e in every if OF_THE_CASE[name](r)]
         codes = Counter(code for r, _ in found for code in {f.code for f in r.flags if f.severity != "info"})
         conflicts, fine = codes.pop("WITNESS_CONFLICT", 0), sum(r.status == "ok" for r, _ in found)
-        error, ess = statistics.median(e for _, e in found), statistics.median(kish(r) or 0.0 for r, _ in found)
+        error, ess = _median([e for _, e in found]), _median([kish(r) or 0.0 for r, _ in found])
         others = ", ".join(f"{code} {n}" for code, n in codes.most_common(4))
         print(f"| {name} | {len(every)} | {len(found)} | {fine} | {conflicts} | {error:.3f} | {ess:.2f} | {others} |", flush=True)
         broken += fine > 0 if name == "short tail" else conflicts < 0.95 * len(found)

@@ -79,11 +79,13 @@ def test_weighted_data_teach_the_weighted_law() -> None:
 
 
 def test_data_of_one_mode_are_found_out() -> None:
-    """Defensive paths that end in the other mode carry nearly all weight where one comes to its middle (in half of the runs); the optimum
-    audit sees it in the others."""
+    """Defensive paths that end in the other mode carry nearly all weight where one comes to its middle, in about half of the runs; the
+    optimum audit sees it in the others."""
     x = known(0.5).x[:, 0]
     r = bz.sample(TWO, QUICK, n=2000, seed=0, data=bz.Draws.from_arrays(x[x[:, 0] > 0]))
-    assert ({"ESS_LOW", "CONCENTRATION"} <= codes(r) or "WITNESS_CONFLICT" in codes(r)) and r.status == "untrusted"
+    assert r.status == "untrusted"
+    alone = [bz.sample(TWO, r.sampler, n=2000, seed=s, fit=False, witness=False) for s in range(8)]
+    assert sum({"ESS_LOW", "CONCENTRATION"} <= codes(a) for a in alone) >= 2
     bold = bz.sample(TWO, replace(QUICK, defense=0.0), n=2000, seed=0, data=bz.Draws.from_arrays(x[x[:, 0] > 0]))
     assert "WITNESS_CONFLICT" in codes(bold) and bold.status == "untrusted"  # the weights see nothing; the optimum audit does
 

@@ -1,13 +1,13 @@
 """Flows by name: each a few lines over layers.py, starting as the identity.
 
     name              T                                                        one pass       inverse
-    affine-iaf        one affine autoregressive layer                          base -> x      dim passes: none
-    iaf               `layers` of them, the order reversed between             base -> x      none
+    affine-iaf        one affine autoregressive layer                          base -> x      dim passes
+    iaf               `layers` of them, the order reversed between             base -> x      dim passes
     maf               the same, held the other way round                       x -> base      one pass (pushing takes dim passes)
     realnvp           affine couplings, halves in turn, shuffled in pairs      both           one pass
     nice              additive couplings, then one scale                       both           one pass
     spline-coupling   rational-quadratic splines on +-`bound`, then a scale    both           one pass
-    gaussianization   rotations and elementwise Gaussianization                base -> x      none
+    gaussianization   rotations and elementwise Gaussianization                base -> x      bisection
     ffjord            the flow of a neural ODE for a unit of time              both           one more solve
 """
 
