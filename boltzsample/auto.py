@@ -2,8 +2,9 @@
 
     1. A mixture is fitted to the modes that a tempered exploration and wide climbs found (samplers/mixture_is.py). If fresh draws say
        that its weights are fit for error bars, it is the method: independent draws, log Z, masses of modes whatever their distance.
-    2. Otherwise, where there is one mode only, chains are tried. If those from dispersed starts agree, they are the method, and the
-       mixture becomes the far end of a bridge to log Z. If they do not agree, weights that bear a look are taken after all.
+    2. Otherwise, or in many dimensions, and where there is one mode only, chains are tried. If those from dispersed starts
+       agree, they are the method, and the mixture becomes the far end of a bridge to log Z. If they do not agree, weights that bear a
+       look are taken after all.
     3. Otherwise a flow is trained: by reverse KL where there is one mode, by forward KL on the particles of an SMC run where there are
        many. Its weighted draws if their weights bear it, chains in its latent space if not.
 
@@ -51,6 +52,7 @@ class Grade(NamedTuple):
 
 
 QUIET = Grade(0.75, 0.2)  # better than chains even where there is one mode
+COVERED_UP_TO, LIGHT = 16, 0.9  # dimensions; beyond, the wide part hardly ever meets the target, and no pilot sees how large weights are
 GOOD = Grade(0.25, 0.3)  # fit for error bars
 FAIR, POOR = Grade(0.1, 0.45), Grade(0.1, 0.7)  # where chains are no way out: with one mode, among several
 CLOSE = Grade(0.5, 1.0)  # among several modes: a flow would take millions of evaluations to do better
@@ -118,12 +120,13 @@ def _choose(target: Target, run: Run) -> Choice:
     judged = pilot(target, mixture.mixtures[0], _judges(run), rng, run)
     weighted = Choice(mixture, MixtureIS(), f"mixture-is: {_said(judged)} of {judged.proposal.components} components")
     one, whole = mixture.found[0] <= 1, mixture.forgotten[0] <= FORGOTTEN
-    if whole and (QUIET if one else GOOD).fits(judged):
+    fit = whole and (QUIET if one else GOOD).fits(judged)
+    if fit and (not one or target.dim <= COVERED_UP_TO or judged.ess >= LIGHT):
         return weighted
-    if one and (chains := _agreeing(target, run)) is not None:
+    if one and (chains := _agreeing(target, run, clean=fit)) is not None:
         bridged = BridgedMCMC(mixture.mixtures[0], chains)
         return Choice(bridged, replace(bridged, mcmc=MCMC()), f"mcmc: one mode, chains agree; the mixture's {_said(judged)}")
-    if whole and (FAIR.fits(_worse(judged, *mixture.pilots[0])) if one else POOR.fits(judged) or CLOSE.fits(judged)):
+    if fit or (whole and (FAIR.fits(_worse(judged, *mixture.pilots[0])) if one else POOR.fits(judged) or CLOSE.fits(judged))):
         return weighted
     return _with_flow(target, run, mixture, judged)
 
@@ -132,15 +135,17 @@ def _judges(run: Run) -> int:
     return JUDGED if run.must_stop(JUDGED) is None else JUDGED // 4
 
 
-def _agreeing(target: Target, run: Run) -> MCMC | None:
-    """Fitted chains, if a few draws of them from dispersed starts give no reason not to trust them, and they were made at the price."""
+def _agreeing(target: Target, run: Run, clean: bool) -> MCMC | None:
+    """Fitted chains, if a few draws of them from dispersed starts give no reason not to trust them, or, `clean`, nothing to say at all, and
+    they were made at the price."""
     limit = run.ledger.total + TRIAL_COST
     capped = replace(run.budget, evaluations=min(limit, run.budget.evaluations or limit))
     own = replace(run, budget=capped, notes=[])
     fitted = MCMC().fit(target, own)
     trial = fitted.sample(target, TRIAL * fitted.chains, own)
     found = (*own.notes, *trial.flags, *expectation(trial.x, trial).flags)
-    bad = [f for f in found if f.status is Status.UNTRUSTED or f.code in ("DIVERGENCES", "STOPPED_EARLY")]
+    worst = Status.CAUTION if clean else Status.UNTRUSTED
+    bad = [f for f in found if f.status.rank >= worst.rank or f.code in ("DIVERGENCES", "STOPPED_EARLY")]
     return None if bad else fitted
 
 
