@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
             records.append(one(CASES[name], args.method, seed))
             if args.out:
                 with args.out.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps({"case": name, "method": args.method, **records[-1]}) + "\n")
+                    out.write(json.dumps({"case": name, "method": CASES[name].method or args.method, **records[-1]}) + "\n")
         line, holds = row(name, CASES[name], records)
         print(line, flush=True)
         missed += not holds
