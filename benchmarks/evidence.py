@@ -64,7 +64,7 @@ CASES: dict[str, Case] = {
     "gmm40-fab": Case(partial(problem, "gmm40-fab"), 20_000, "modes", 0.005, 1.3, 5e5, modes=40),
     "gmm40-curved": Case(partial(problem, "gmm40-curved"), 20_000, "modes", 0.02, evaluations=2e6),
     "many-well-d32": Case(partial(problem, "many-well-d32"), 45_000, "wells", 0.02, 1.0, 1.5e7, n_eff=1.5e4),
-    "many-well-d32, bare smc": Case(partial(problem, "many-well-d32"), 17_000, "", 0.05, evaluations=1.2e7, method="smc"),
+    "many-well-d32, bare smc": Case(partial(problem, "many-well-d32"), 18_000, "", 0.05, evaluations=1.2e7, method="smc"),
     "phi4-b0.025": Case(partial(problem, "phi4-b0.025"), 20_000, "ratio", bound=0.05, evaluations=3e6),
     "phi4-b0.05": Case(partial(problem, "phi4-b0.05"), 20_000, "ratio", bound=0.1, evaluations=3e6),
     "funnel-sd3": Case(partial(problem, "funnel-sd3"), 10_000, "", 0.01),
