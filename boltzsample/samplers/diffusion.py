@@ -29,7 +29,7 @@ from torch import Tensor
 from boltzsample.draws import Draws
 from boltzsample.errors import ShapeError
 from boltzsample.estimates.evidence import log_z
-from boltzsample.flags import Flag, flag
+from boltzsample.flags import flag
 from boltzsample.flows.flow import Flow
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.samplers.annealed_langevin import AnnealedLangevin
@@ -108,12 +108,10 @@ class Diffusion(Sampler):
         bare = not self.weighted or isinstance(self.rule, AnnealedLangevin)
         flags += [flag("PATH_WEIGHT_MISSING")] if bare else []
         paths = [self._paths(target, run, r) for r in range(run.replicates)]
-
-        def doubts(r: int, x: Tensor, log_w: Tensor) -> tuple[Flag, ...]:
-            flowing, rng = paths[r].model.reverse, run.stream.child("doubts", r).rng(run.backend.dtype, run.backend.device)
-            return flowing.doubts(target.dim, rng) if isinstance(flowing, Flowing) else ()
-
-        draws = weighted_draws(target, paths, n, "paths", run, flags, doubts, AT_ONCE)
+        for r, way in enumerate(path.model.reverse for path in paths):
+            if isinstance(way, Flowing):
+                flags += way.doubts(target.dim, run.stream.child("doubts", r).rng(run.backend.dtype, run.backend.device))
+        draws = weighted_draws(target, paths, n, "paths", run, flags, AT_ONCE)
         return replace(draws, log_weight=None) if bare else draws
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:

@@ -41,7 +41,11 @@ class FlowIS(WithFlow):
         """n draws a replicate, rounded up to whole tens; every draw is a unit."""
         flows = self.ready(target, run)
         n, flags = affordable(round_up(n, flows[0].base), flows[0].base, run)
-        return weighted_draws(target, flows, n, "flow-is", run, flags, lambda r, x, log_w: range_flag(flows[r], x, log_w))
+        draws = weighted_draws(target, flows, n, "flow-is", run, flags)
+        assert draws.log_weight is not None
+        each = zip(flows, draws.x[:, 0].chunk(len(flows)), draws.log_weight[:, 0].chunk(len(flows)), strict=True)
+        more = [f for flow, x, log_w in each for f in range_flag(flow, x, log_w)]
+        return replace(draws, flags=tuple(dict.fromkeys((*draws.flags, *more))))
 
     def second_look(self, target: Target, replicates: list[Draws], run: Run) -> list[Verdict]:
         """log Z against SMC in the latent space of the flow, and the flow itself against an exploration in x."""

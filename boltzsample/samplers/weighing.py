@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -27,30 +27,16 @@ class Proposal(Protocol):
         """n draws x (n, dim), their log_q (n,), and what they came from."""
 
 
-Remarks = Callable[[int, Tensor, Tensor], Iterable[Flag]]
-
-
-def nothing_more(r: int, x: Tensor, log_w: Tensor) -> Iterable[Flag]:
-    return ()
-
-
 def weighted_draws(
-    target: Target,
-    proposals: Iterable[Proposal],
-    n: int,
-    name: str,
-    run: Run,
-    flags: Iterable[Flag],
-    remarks: Remarks = nothing_more,
-    at_once: int = AT_ONCE,
+    target: Target, proposals: Iterable[Proposal], n: int, name: str, run: Run, flags: Iterable[Flag], at_once: int = AT_ONCE
 ) -> Draws:
-    """n weighted draws of the proposal of each replicate; every draw is a unit. `name`: of their streams; `flags`: of all draws, with
-    `remarks(r, x, log_w)` on those of a replicate; at_once: draws between two looks at the budget. Raises PositiveInfinityError."""
+    """n weighted draws of the proposal of each replicate; every draw is a unit. `name`: of their streams; at_once: draws between two looks
+    at the budget. Raises PositiveInfinityError."""
     parts, found = [], list(flags)
     with run.progress.phase("sampling", run.replicates) as bar:
         for r, proposal in enumerate(proposals):
             x, log_p, log_w, more = weighted(target, proposal, n, run.stream.child(name, r), run, at_once)
-            found += [*more, *remarks(r, x, log_w)]
+            found += more
             parts.append((x, log_p, log_w))
             bar.update(1, evaluations=run.ledger.total)
     least = min(len(x) for x, _, _ in parts)
