@@ -15,6 +15,8 @@ from torch import Tensor
 from boltzsample.errors import DtypeError, ShapeError
 from boltzsample.flags import Flag, Status, for_component, worst
 
+FAR = 100.0
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -25,7 +27,8 @@ class Draws:
     `moves` (units,) counts accepted moves; `bad_x` (k, dim) keeps points where log_prob was NaN. `evidence`: log Z of each
     replicate, where it comes from elsewhere than the weights (bridge sampling). Of ensembles, `variance` (units,) is each one's own
     estimate of the relative variance of its Zhat, and `shift` (units, k) how far the means of a few functionals moved under moves
-    that leave the target invariant.
+    that leave the target invariant. Where log_prob falls like a power, `far` (2, rays, dim) are points far out, the second FAR times as
+    far as the first, and P(|x| > r) ~ r^-`fall` (rays,) about them.
     """
 
     x: Tensor
@@ -46,6 +49,8 @@ class Draws:
     evidence: tuple[Estimate, ...] = ()
     variance: Tensor | None = None
     shift: Tensor | None = None
+    far: Tensor | None = None
+    fall: Tensor | None = None
 
     @staticmethod
     def from_arrays(x: Any, log_prob: Any = None, log_weight: Any = None) -> Draws:

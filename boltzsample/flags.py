@@ -61,6 +61,7 @@ KINDS: dict[str, Kind] = {
     "TAIL_ESS_LOW": Kind("caution", "the tails mix much more slowly than the bulk", "run longer, or reparametrize"),
     # functionals
     "HEAVY_F": Kind("untrusted", "the variance of f seems infinite, so its error bar means nothing", "estimate a quantile or a bounded function instead"),
+    "NO_THIRD_MOMENT": Kind("caution", "far out the density falls so slowly that f has no third moment, and few draws give intervals that are too short", "increase n: from 10,000 effective draws on intervals hold; or estimate a quantile or a bounded function"),
     "RARE_EVENT": Kind("caution", "the event was hit too rarely for a symmetric error bar", "increase n, or use weighted draws aimed at the event"),
     "NONFINITE_F": Kind("untrusted", "f returned NaN or inf at some draws", "check f at result.draws.x"),
     "CONSTANT_F": Kind("caution", "f had the same value at every draw, so no error bar can be estimated", "expect this only of a constant f"),

@@ -1,12 +1,18 @@
-"""Is there a mass to normalize by? Rays out to where a normalizable density must have fallen faster than 1/r.
+"""What the density is like far out: is there a mass to normalize by, and which means are there?
 
 Along a ray x = m + r u the integral of p r^(k-1) over a tube or cone of any k >= 1 dimensions is finite only if log p falls faster than
 -log r in the end. From r = 1e4 to 1e8 times the scale of the wide source, a slope d log p / d log r above -1.05 in every decade says that
 it does not, whatever the draws of a short run look like. Rays run both ways along the coordinates and along random directions; a
 density that is improper along none of them is not found out, nor one that is improper at a finite point.
+
+Where log p = -(nu + dim) log r on a cone of directions, P(|x| > r) ~ r^-nu there, and an f that grows like r^m has moments below nu / m
+alone: what no short run can know of its own draws (estimates/far.py). A random direction lies in the midst of a cone. Independent heavy
+coordinates have tubes instead: log p = -(nu + 1) log r along an axis, where it is as wide across further out.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,22 +28,26 @@ AXES = 100  # coordinates whose rays are followed, at most
 RANDOM = 32
 DECADES = (4, 5, 6, 7, 8)
 SLOPE = -1.05
+LIGHT = 12.0  # nu from which fourth powers, too, have a third moment
+SECOND = 2  # the decade that is FAR times as far as the first
+NARROWER = 0.1  # nats that log p beside an axis, less that on it, may lose on the way there
 
 
-def improper_flags(target: Target, source: Starts, backend: Backend, stream: Stream, ledger: Ledger) -> tuple[Flag, ...]:
-    """IMPROPER_SUSPECTED, with the ray that says so. Price: five log_prob a ray, entered under "preflight".
+class Rays(NamedTuple):
+    """log_prob far out on k rays: points `x` (5, k, dim) at `r` (5,) scales, `log_p` (5, k) there, and what the rays are called. `fall`
+    (k,) is nu such that P(|x| > r) ~ r^-nu about a ray, at the least; infinite where nothing says so."""
 
-    >>> from boltzsample.adapters import from_log_prob
-    >>> from boltzsample.densities import StudentT
-    >>> from boltzsample.maps import Diagonal
-    >>> one = torch.ones(2, dtype=torch.float64)
-    >>> source = Starts(StudentT(Diagonal(0 * one, one)))
-    >>> half_flat = from_log_prob(lambda x: -0.5 * x[..., 0] ** 2, dim=2)
-    >>> [f.detail for f in improper_flags(half_flat, source, Backend(), Stream(0), Ledger())]
-    ['log_prob falls like 0 log r along x[1]']
-    """
+    x: Tensor
+    r: Tensor
+    log_p: Tensor
+    names: list[str]
+    fall: Tensor
+
+
+def follow(target: Target, source: Starts, backend: Backend, stream: Stream, ledger: Ledger) -> Rays | None:
+    """The rays from a wide source; None without one. Price: five log_prob a ray, entered under "preflight"."""
     if source.base is None:
-        return ()
+        return None
     u, names = _directions(target.dim, stream, backend)
     map = source.first_map(backend, target.dim)
     scale = (map.log_det / target.dim).exp()
@@ -45,12 +55,54 @@ def improper_flags(target: Target, source: Starts, backend: Backend, stream: Str
     x = map.m + scale * r[:, None, None] * u
     log_p = target.log_prob(x.reshape(-1, target.dim)).reshape(len(r), len(u)).double()
     ledger.add("preflight", (log_p.numel(), 0))
-    slope = _slowest(log_p, r)
+    fall = -_slowest(log_p, r)
+    tubes, cones = fall[: -2 * RANDOM] - 1, fall[-2 * RANDOM :] - target.dim
+    if bool((tubes < LIGHT).any()):
+        across = scale * stream.child("across").rng(backend.dtype, backend.device).normal(len(tubes), target.dim)
+        beside = x[(0, SECOND), : len(tubes)] + torch.where(u[: len(tubes)] == 0, across, 0)
+        near, far = target.log_prob(beside.reshape(-1, target.dim)).reshape(2, -1).double() - log_p[(0, SECOND), : len(tubes)]
+        ledger.add("preflight", (2 * len(tubes), 0))
+        tubes = torch.where(far >= near - NARROWER, tubes, torch.inf)
+    return Rays(x, r, log_p, names, torch.cat([tubes, cones]))
+
+
+def improper_flags(rays: Rays | None) -> tuple[Flag, ...]:
+    """IMPROPER_SUSPECTED, with the ray that says so.
+
+    >>> from boltzsample.adapters import from_log_prob
+    >>> from boltzsample.densities import StudentT
+    >>> from boltzsample.maps import Diagonal
+    >>> one = torch.ones(2, dtype=torch.float64)
+    >>> source = Starts(StudentT(Diagonal(0 * one, one)))
+    >>> half_flat = from_log_prob(lambda x: -0.5 * x[..., 0] ** 2, dim=2)
+    >>> [f.detail for f in improper_flags(follow(half_flat, source, Backend(), Stream(0), Ledger()))]
+    ['log_prob falls like 0 log r along x[1]']
+    """
+    if rays is None:
+        return ()
+    slope = _slowest(rays.log_p, rays.r)
     if not bool((slope > SLOPE).any()):
         return ()
     worst = int(torch.where(slope > SLOPE, slope, -torch.inf).argmax())
-    detail = f"log_prob falls like {float(slope[worst]):.2g} log r along {names[worst]}"
+    detail = f"log_prob falls like {float(slope[worst]):.2g} log r along {rays.names[worst]}"
     return (flag("IMPROPER_SUSPECTED", value=float(slope[worst]), threshold=SLOPE, detail=detail),)
+
+
+def power_tail(rays: Rays | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """`far` and `fall` of Draws: two points on each of the rays where log_prob falls like a power, and nu; None where it falls faster
+    than any power that matters.
+
+    >>> from boltzsample.densities import StudentT
+    >>> from boltzsample.maps import Diagonal
+    >>> one = torch.ones(3, dtype=torch.float64)
+    >>> t = StudentT(Diagonal(0 * one, one), df=5)
+    >>> power_tail(follow(t, Starts(t), Backend(), Stream(0), Ledger()))[1].min().round(decimals=3)
+    tensor(5., dtype=torch.float64)
+    """
+    if rays is None:
+        return None, None
+    heavy = rays.fall < LIGHT
+    return (rays.x[(0, SECOND),][:, heavy], rays.fall[heavy]) if bool(heavy.any()) else (None, None)
 
 
 def _directions(dim: int, stream: Stream, backend: Backend) -> tuple[Tensor, list[str]]:

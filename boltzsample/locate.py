@@ -10,7 +10,7 @@ from torch import Tensor
 
 from boltzsample.backend import Backend
 from boltzsample.errors import GradMismatchError, ImproperSuspected, InitFailed, ShapeError
-from boltzsample.improper import improper_flags
+from boltzsample.improper import follow, improper_flags
 from boltzsample.preflight import check_gradient, check_interface
 from boltzsample.samplers.sampler import Budget, Ledger
 from boltzsample.samplers.starts import Starts, user_starts
@@ -50,7 +50,7 @@ def _check_gradient(target: Target, source: Starts, given: Tensor | None, backen
     try:
         checked = check_gradient(target, _some_starts(source, given))
     except GradMismatchError as error:
-        improper = improper_flags(target, source, backend, stream, ledger)
+        improper = improper_flags(follow(target, source, backend, stream, ledger))
         if not improper:
             raise
         raise ImproperSuspected(

@@ -1,7 +1,8 @@
 """draws.nc: one netCDF-4 file, written by h5netcdf, that ArviZ 0.2x and 1.x both read.
 
 Groups: `posterior` (the user's space), `sample_stats` (lp, log_weight), `unconstrained` (the tensors of `Draws`, in the
-sampler's space) and `starts` (where the chains began, in the user's space). Bits and dtypes come back as they were.
+sampler's space) and, in the user's space, `starts` (where the chains began) and `far` (points far out). Bits and dtypes come back
+as they were.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ DIMS = {  # the tensors of Draws
     "variance": ("chain",),
     "shift": ("chain", "functional"),
     "bad_x": ("point", "dim"),
+    "far": ("end", "ray", "dim"),
+    "fall": ("ray",),
 }
 
 
@@ -48,19 +51,19 @@ def write(result: Result, path: Path) -> None:
         _group(file, "posterior", posterior, labels)
         _group(file, "sample_stats", {k: (v, ("chain", "draw")) for k, v in sample_stats(result).items()}, {})
         _group(file, "unconstrained", {k: (v, DIMS[k]) for k, v in draws_arrays(result.draws).items()}, {})
-        starts = {k: (v, _dims(k, v, ("chain",), axis if labels else ())) for k, v in _start_arrays(result).items()}
-        _group(file, "starts", starts, labels if starts else {})
+        for name, kept, batch in (("starts", result.start_values, ("chain",)), ("far", result.far_values, ("end", "ray"))):
+            arrays = {k: (v, _dims(k, v, batch, axis if labels else ())) for k, v in _arrays(kept).items()}
+            _group(file, name, arrays, labels if arrays else {})
 
 
-def read(path: Path, keys: list[str] | None) -> tuple[dict[str, Tensor], Values, Values | None]:
-    """(tensors of Draws, values, starts) of a file; `keys` are the names of a dict of values, None for a single tensor."""
+def read(path: Path, keys: list[str] | None) -> tuple[dict[str, Tensor], Values, Values | None, Values | None]:
+    """(tensors of Draws, values, starts, values far out) of a file; `keys` are the names of a dict of values, None for a single tensor."""
     import h5netcdf
 
     with h5netcdf.File(path, "r") as file:
         tensors = {k: _tensor(v) for k, v in file["unconstrained"].variables.items() if k in DIMS}
         values = _values(file["posterior"].variables, keys)
-        starts = file["starts"].variables
-        return tensors, values, _values(starts, keys) if any(name not in ("chain", "coordinate") for name in starts) else None
+        return tensors, values, _kept(file, "starts", keys), _kept(file, "far", keys)
 
 
 def draws_arrays(draws: Draws) -> dict[str, Any]:
@@ -69,12 +72,17 @@ def draws_arrays(draws: Draws) -> dict[str, Any]:
     return {name: t.detach().cpu().numpy() for name, t in tensors.items() if t is not None and t.numel()}
 
 
-def _start_arrays(result: Result) -> dict[str, Any]:
-    starts = result.start_values
-    if starts is None:
+def _arrays(values: Values | None) -> dict[str, Any]:
+    if values is None:
         return {}
-    starts = starts if isinstance(starts, dict) else {"x": starts}
-    return {safe: starts[name].detach().cpu().numpy() for name, safe in safe_names(starts).items()}
+    values = values if isinstance(values, dict) else {"x": values}
+    return {safe: values[name].detach().cpu().numpy() for name, safe in safe_names(values).items()}
+
+
+def _kept(file: Any, group: str, keys: list[str] | None) -> Values | None:
+    """The values of a group that may be empty or, in older files, not there."""
+    variables = file[group].variables if group in file else {}
+    return _values(variables, keys) if any(name not in ("chain", "coordinate") for name in variables) else None
 
 
 def _dims(name: str, array: Any, batch: tuple[str, ...], axis: tuple[str, ...]) -> tuple[str, ...]:

@@ -158,7 +158,7 @@ CHECKS = (
     Check("stuck chains", ("STUCK_CHAIN",), _one_draw, "chains"),
     Check("effective sample size", ("ESS_LOW", "TAIL_ESS_LOW", "TAU_UNRESOLVED", "FEW_UNITS", "ONE_UNIT"), _never),
     Check("tails of the weights", ("KHAT_W", "CONCENTRATION", "FEW_ANCESTORS"), _never, "weights"),
-    Check("heavy tails", ("HEAVY_F", "KHAT_F"), _never),
+    Check("heavy tails", ("HEAVY_F", "KHAT_F", "NO_THIRD_MOMENT"), _never),
     Check("NaN in log_prob", ("NAN_EVAL",), _not_our_run),
     Check("missing modes", ("WITNESS_CONFLICT", "SAME_STARTS"), _no_witness),
 )

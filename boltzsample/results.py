@@ -6,6 +6,7 @@ an `Estimate`. A Result with `replicates` answers by combining the answers of it
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+log = logging.getLogger("boltzsample")
+
 MIXING = {"NESTED_RHAT", "START_MEMORY", "DRIFT", "RHAT", "FEW_SWITCHES"}  # chains that are not (yet) draws of one law
 
 
@@ -36,7 +39,7 @@ class Result:
     """The draws of a run and the questions they answer.
 
     `draws` are in the sampler's space; `target`, where known, maps them to the user's (`values`). A loaded result has no
-    target: it carries `user` and `user_starts`, the values as stored. `config` says how the run was made
+    target: it carries `user`, `user_starts` and `user_far`, the values as stored. `config` says how the run was made
     (method, seed, ...); `config["log_z"]` is True where the method promises log Z. `sampler` is the fitted sampler.
 
     >>> import torch
@@ -56,6 +59,7 @@ class Result:
     user: Values | None = None
     user_starts: Values | None = None
     names: tuple[str, ...] | None = None
+    user_far: Values | None = None
 
     # ---- questions ----
 
@@ -74,7 +78,7 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         if self.replicates:
             return combine([r.expectation(f) for r in self.replicates])
         y = self._y(f)
-        own = expectation(y, self.draws, self._y_start(f))
+        own = expectation(y, self.draws, self._y_start(f), self._y_far(f))
         own = self._in_company(own, own if f is None else self.means, y)
         return own if f is None else self._of_this_run(own)
 
@@ -82,7 +86,7 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         """The standard deviation of f; without `f`, of every coordinate. Shapes and errors as `expectation`."""
         if self.replicates:
             return combine([r.sd(f) for r in self.replicates])
-        return self._of_this_run(sd(self._y(f), self.draws, self._y_start(f)))
+        return self._of_this_run(sd(self._y(f), self.draws, self._y_start(f), self._y_far(f)))
 
     def quantile(self, f: Functional | None = None, p: float = 0.5) -> Estimate:
         """The p-quantile of f, 0 < p < 1; without `f`, of every coordinate. Shapes and errors as `expectation`."""
@@ -102,7 +106,7 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         """The covariance matrix (k, k) of f (..., k); without `f`, of the coordinates. Errors as `expectation`."""
         if self.replicates:
             return combine([r.covariance(f) for r in self.replicates])
-        return self._of_this_run(covariance(self._y(f), self.draws))
+        return self._of_this_run(covariance(self._y(f), self.draws, self._y_far(f)))
 
     def log_z(self) -> Estimate:
         """log of the integral of exp log_prob; nan and untrusted, with the reason in its flags, where the method has none."""
@@ -181,9 +185,12 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
     @cached_property
     def start_values(self) -> Values | None:
         """The starts in the user's space, (units, *shape), or a dict of such; None where they are not known."""
-        if self.user_starts is not None or self.draws.starts is None:
-            return self.user_starts
-        return self._read(self.draws.starts) if self.user is None or self.target is not None else None
+        return self._stored_or_read(self.user_starts, self.draws.starts)
+
+    @cached_property
+    def far_values(self) -> Values | None:
+        """The points of `draws.far` in the user's space, (2, rays, *shape), or a dict of such; None where there are none."""
+        return self._stored_or_read(self.user_far, self.draws.far)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -235,6 +242,11 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
     def _read(self, x: Tensor) -> Values:
         return x if self.target is None else readout(self.target, x)
 
+    def _stored_or_read(self, stored: Values | None, x: Tensor | None) -> Values | None:
+        if stored is not None or x is None:
+            return stored
+        return self._read(x) if self.user is None or self.target is not None else None
+
     def _y(self, f: Functional | None) -> Tensor:
         return flat(self.values, 2) if f is None else evaluate(f, self.values, self.draws.x.shape[:2])
 
@@ -242,6 +254,16 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         if self.start_values is None:
             return None
         return flat(self.start_values, 1) if f is None else evaluate(f, self.start_values, self.draws.x.shape[:1])
+
+    def _y_far(self, f: Functional | None) -> Tensor | None:
+        """f far out, where nobody promised that it could be evaluated."""
+        if self.far_values is None or self.draws.far is None:
+            return None
+        try:
+            return flat(self.far_values, 2) if f is None else evaluate(f, self.far_values, self.draws.far.shape[:2])
+        except Exception as error:
+            log.info("f could not be evaluated far out (%s), so nothing is known of its moments", error)
+            return None
 
 
 def result(draws: Draws, target: Target | None = None, *, names: tuple[str, ...] | None = None) -> Result:

@@ -16,7 +16,7 @@ from boltzsample import registry
 from boltzsample.backend import Backend, make_backend
 from boltzsample.draws import Draws
 from boltzsample.flags import Flag
-from boltzsample.improper import improper_flags
+from boltzsample.improper import follow, improper_flags, power_tail
 from boltzsample.locate import locate
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.results import Result
@@ -81,12 +81,14 @@ def sample(
             source = locate(target, starts, modes, backend, stream, ledger, limit, witness)
         run = Run(backend, stream, source, ledger, limit, Progress(progress), interrupt, replicates, _reserve(limit, witness), began=began)
         with _timed(ledger, "starts"):
-            run.notes.extend(improper_flags(target, source, backend, stream, ledger))
+            rays = follow(target, source, backend, stream, ledger)
+            run.notes.extend(improper_flags(rays))
+            far, fall = power_tail(rays)
         if fit:
             with _timed(ledger, "warm-up"):
                 sampler = sampler.fit(target, run, data)
         draws = _draw(sampler, target, n, run)
-        parts = _split(draws, replicates)
+        parts = [replace(part, far=far, fall=fall) for part in _split(draws, replicates)]
         with _timed(ledger, "witness"):
             verdicts = _witnesses(sampler, target, parts, run) if witness else [no_audit("witness=False")] * replicates
     config = _config(name, sampler, n, stream.seed, backend, replicates, fit, limit)

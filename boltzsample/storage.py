@@ -206,10 +206,10 @@ def _read(folder: Path, listed: dict[str, Any], prefix: str = "") -> Result:
     config = _read_json(folder / prefix / "config.json")
     if config.keys() != KEYS:
         raise StorageError(f"cannot load {folder}: config.json has unknown or missing keys: {sorted(config.keys() ^ KEYS)}")
-    arrays, values, starts = netcdf.read(folder / prefix / "draws.nc", config["keys"])
+    arrays, values, starts, far = netcdf.read(folder / prefix / "draws.nc", config["keys"])
     replicates = tuple(_read(folder, listed, f"{prefix}replicates/{i:03d}/") for i in range(config["replicates"]))
     names = None if config["names"] is None else tuple(config["names"])
-    return Result(_draws(arrays, config), None, None, config["config"], replicates, values, starts, names)
+    return Result(_draws(arrays, config), None, None, config["config"], replicates, values, starts, names, far)
 
 
 def _draws(arrays: dict[str, Any], config: dict[str, Any]) -> Draws:

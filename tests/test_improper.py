@@ -10,7 +10,7 @@ import torch
 import boltzsample as bz
 from boltzsample.backend import Backend
 from boltzsample.densities import StudentT
-from boltzsample.improper import improper_flags
+from boltzsample.improper import Rays, follow, improper_flags, power_tail
 from boltzsample.maps import Diagonal
 from boltzsample.samplers.sampler import Ledger
 from boltzsample.samplers.starts import Starts
@@ -23,14 +23,47 @@ from tests.small import codes
 from tests.zoo import get
 
 
-def look(target: bz.Target) -> tuple[bz.Flag, ...]:
+def rays(target: bz.Target) -> Rays | None:
     one = torch.ones(target.dim, dtype=torch.float64)
-    return improper_flags(target, Starts(StudentT(Diagonal(0 * one, one))), Backend(), Stream(0), Ledger())
+    return follow(target, Starts(StudentT(Diagonal(0 * one, one))), Backend(), Stream(0), Ledger())
+
+
+def look(target: bz.Target) -> tuple[bz.Flag, ...]:
+    return improper_flags(rays(target))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_no_density_of_the_zoo_is_called_improper(name: str) -> None:
     assert look(get(name).target) == ()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_nu_of_the_zoo(name: str) -> None:
+    """Of all problems the Student t_5 alone falls like a power."""
+    fall = power_tail(rays(get(name).target))[1]
+    assert ([] if fall is None else fall.tolist()) == pytest.approx([5.0] * 64 if name.startswith("student-t5") else [], rel=3e-3)
+
+
+def test_independent_heavy_coordinates_are_found_along_their_axes() -> None:
+    two = bz.from_log_prob(lambda x: -2 * torch.log1p(x[..., 0].square()) - 0.5 * x[..., 1:].square().sum(-1), dim=4)
+    far, fall = power_tail(rays(two))
+    assert far is not None and fall is not None
+    assert fall.tolist() == pytest.approx([3.0, 3.0], rel=1e-3) and far[..., 1:].abs().max() == 0
+
+
+def test_a_ridge_that_narrows_has_no_tube() -> None:
+    """p = (1 + x_0^2)^-2 exp(-x_1^2 (1 + x_0^2)): its mass falls like r^-4, and nobody says r^-3."""
+    ridge = bz.from_log_prob(lambda x: -2 * torch.log1p(x[..., 0].square()) - x[..., 1].square() * (1 + x[..., 0].square()), dim=2)
+    assert power_tail(rays(ridge)) == (None, None)
+
+
+def test_a_cone_with_a_heavy_tail_is_found() -> None:
+    half = bz.from_log_prob(lambda x: torch.where(x[..., 0] > 0, -2.5 * torch.log1p(x.square().sum(-1)), -0.5 * x.square().sum(-1)), dim=2)
+    far, fall = power_tail(rays(half))
+    assert far is not None and fall is not None
+    cones = fall < 3.5  # beside the axis itself, where a tube of constant width gives 4
+    assert 20 <= int(cones.sum()) <= 44 and bool((far[:, cones, 0] > 0).all())
+    assert fall[cones].tolist() == pytest.approx([3.0] * int(cones.sum()), rel=1e-3)
 
 
 def test_a_cauchy_is_proper() -> None:

@@ -28,7 +28,7 @@ functionals
 gradcheck
 preflight
 draws
-estimates.expectation estimates.evidence estimates.diagnostics estimates.metrics estimates.chains estimates.columns estimates.intervals estimates.tails estimates.quantiles estimates.replicates estimates.stationarity estimates.assembly estimates.weighted estimates.ensembles estimates.bridge estimates.bennett
+estimates.expectation estimates.evidence estimates.diagnostics estimates.metrics estimates.chains estimates.columns estimates.intervals estimates.tails estimates.far estimates.quantiles estimates.replicates estimates.stationarity estimates.assembly estimates.weighted estimates.ensembles estimates.bridge estimates.bennett
 bijections
 constraints
 maps

@@ -22,6 +22,7 @@ from boltzsample.estimates.assembly import effective_draws, ess_flags, finish, i
 from boltzsample.estimates.chains import mean_bar
 from boltzsample.estimates.columns import Columns, columns, located, on_cpu, unlocated
 from boltzsample.estimates.diagnostics import COARSE, checks
+from boltzsample.estimates.far import moment_flags
 from boltzsample.estimates.weighted import usable, weighted_bar, weighted_expectation, weights
 from boltzsample.flags import Flag
 
@@ -29,8 +30,9 @@ MAX_BYTES = 2**31
 
 
 @on_cpu
-def expectation(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
-    """E f from y (units, draws, *shape), the values of f at the draws; `y_start` (units, *shape) are those at the chains' starts.
+def expectation(y: Tensor, draws: Draws, y_start: Tensor | None = None, y_far: Tensor | None = None) -> Estimate:
+    """E f from y (units, draws, *shape), the values of f at the draws; `y_start` (units, *shape) are those at the chains' starts, and
+    `y_far` (2, rays, *shape) at draws.far.
 
     Boolean f, or f of values 0 and 1 only, is treated as a probability. Raises ShapeError.
 
@@ -40,7 +42,7 @@ def expectation(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estim
     -0.007 +- 0.040 (95%, ok)
     """
     if draws.log_weight is not None:
-        return weighted_expectation(y, draws)
+        return weighted_expectation(y, draws, y_far)
     f = columns(y, draws)
     bar = mean_bar(f.z)
     flags = bar.flags + checks(f, draws, y_start)
@@ -48,6 +50,7 @@ def expectation(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estim
     if bool(f.binary.any()):
         bar, ess, rare = probability_bar(f, bar, ess, draws)
         flags += rare
+    flags += moment_flags(y_far, draws.fall, ess)
     bar, more = refuse(f, bar, flags)
     flags += more + ess_flags(ess, f)
     heavy = no_mean(flags, len(ess))
@@ -70,8 +73,8 @@ def probability(event: Tensor, draws: Draws, y_start: Tensor | None = None) -> E
 
 
 @on_cpu
-def sd(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
-    """The standard deviation of f from y (units, draws, *shape). Raises ShapeError.
+def sd(y: Tensor, draws: Draws, y_start: Tensor | None = None, y_far: Tensor | None = None) -> Estimate:
+    """The standard deviation of f from y (units, draws, *shape); starts and far points as `expectation`. Raises ShapeError.
 
     >>> import torch
     >>> x = torch.randn(64, 50, 1, generator=torch.Generator().manual_seed(0))
@@ -81,7 +84,8 @@ def sd(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
     f = columns(usable(y, draws), draws)
     c, var_mean = _centred(f.z, draws)
     start = f.standard_start(y_start)
-    squares = expectation(c.square(), draws, None if start is None else start.square())
+    far = None if y_far is None else y_far.double().square()  # grows as the square about any centre
+    squares = expectation(c.square(), draws, None if start is None else start.square(), far)
     v = squares.value + var_mean.diagonal()
     root = v.sqrt()
     ends = (v + squares.interval - squares.value).clamp(min=0).sqrt()
@@ -90,7 +94,7 @@ def sd(y: Tensor, draws: Draws, y_start: Tensor | None = None) -> Estimate:
 
 
 @on_cpu
-def covariance(y: Tensor, draws: Draws) -> Estimate:
+def covariance(y: Tensor, draws: Draws, y_far: Tensor | None = None) -> Estimate:
     """The covariance matrix (k, k) of f from y (units, draws, k). Raises ShapeError.
 
     >>> import torch
@@ -104,7 +108,8 @@ def covariance(y: Tensor, draws: Draws) -> Estimate:
     f = columns(usable(y, draws), draws)
     c, var_mean = _centred(f.z, draws)
     i, j = torch.triu_indices(len(f.centre), len(f.centre)).unbind(0)
-    products = expectation(c[..., i] * c[..., j], draws)
+    far = None if y_far is None else y_far.double()
+    products = expectation(c[..., i] * c[..., j], draws, None, None if far is None else far[..., i] * far[..., j])
     shift = var_mean[i, j]
     pairs = replace(f, scale=f.scale[i] * f.scale[j], finite=f.finite[i] & f.finite[j], shape=i.shape)
     means = [replace(m, index=_touching(m.index, i, j)) for m in _unsettled(f.z, draws, None)]

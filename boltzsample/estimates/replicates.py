@@ -25,13 +25,15 @@ from torch import Tensor
 from boltzsample.draws import Estimate
 from boltzsample.errors import ShapeError
 from boltzsample.estimates.columns import holm, located, on_cpu, unlocated
+from boltzsample.estimates.far import ENOUGH
 from boltzsample.estimates.intervals import t_interval
 from boltzsample.flags import Flag, Severity
 
 CHANCE = frozenset({"RHAT", "NESTED_RHAT", "DRIFT", "START_MEMORY", "TAIL_ESS_LOW", "UNSETTLED"})
 NOISY = frozenset({"HEAVY_F"})
 CURED = frozenset(
-    {"ESS_LOW", "RARE_EVENT", "NO_ERROR_BAR", "BARS_DISAGREE", "TAU_UNRESOLVED", "TAU_FLOORED", "FEW_UNITS", "SE_MISCALIBRATED"}
+    {"ESS_LOW", "RARE_EVENT", "NO_THIRD_MOMENT", "NO_ERROR_BAR", "BARS_DISAGREE"}
+    | {"TAU_UNRESOLVED", "TAU_FLOORED", "FEW_UNITS", "SE_MISCALIBRATED"}
 )
 LADDER: tuple[Severity, ...] = ("info", "caution", "untrusted")
 RATE = 2e-3
@@ -133,11 +135,14 @@ def _components(flags: Sequence[Flag], k: int) -> Tensor:
 
 
 def _few_draws(ess: Tensor, estimates: Sequence[Estimate]) -> tuple[Flag, ...]:
-    """ESS_LOW and RARE_EVENT over all replicates together; hits are as their flags counted them, at least 20 where there is none."""
+    """ESS_LOW, NO_THIRD_MOMENT and RARE_EVENT over all replicates together; hits are as their flags counted them, at least 20 where there
+    is none."""
     flags: tuple[Flag, ...] = ()
     if any(f.code == "ESS_LOW" for e in estimates for f in e.flags):
         flags += located("ESS_LOW", ess < 100, ess, 100, severity="untrusted", worst=min)
         flags += located("ESS_LOW", (ess >= 100) & (ess < 400), ess, 400, worst=min)
+    skewed = [f for e in estimates for f in e.flags if f.code == "NO_THIRD_MOMENT"]
+    flags += located("NO_THIRD_MOMENT", _components(skewed, len(ess)) & (ess < ENOUGH), ess, ENOUGH, detail="effective draws", worst=min)
     hits = torch.zeros_like(ess)
     for e in estimates:
         own = torch.full_like(ess, 20.0)

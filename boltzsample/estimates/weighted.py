@@ -25,6 +25,7 @@ from boltzsample.estimates.chains import Bar
 from boltzsample.estimates.columns import Columns, columns, located
 from boltzsample.estimates.diagnostics import FEW_VALUES, heavy_check, value_checks
 from boltzsample.estimates.ensembles import by_chance, ensemble_flags, one_weight_each
+from boltzsample.estimates.far import moment_flags
 from boltzsample.estimates.intervals import t_interval
 from boltzsample.estimates.tails import ends, is_calm, khat
 from boltzsample.flags import Flag, flag
@@ -72,8 +73,9 @@ def even_index(log_weight: Tensor) -> Tensor:
     return torch.searchsorted(share, (torch.arange(n, dtype=share.dtype, device=share.device) + 0.5) / n).clamp(max=n - 1)
 
 
-def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
-    """E f from y (units, draws, *shape) under draws.log_weight. Draws of weight 0 do not count, even where f is not finite there."""
+def weighted_expectation(y: Tensor, draws: Draws, y_far: Tensor | None = None) -> Estimate:
+    """E f from y (units, draws, *shape) under draws.log_weight and, where it is known, f at draws.far (2, rays, *shape). Draws of weight 0
+    do not count, even where f is not finite there."""
     assert draws.log_weight is not None
     w = weights(draws.log_weight)
     if w is None:
@@ -87,6 +89,7 @@ def weighted_expectation(y: Tensor, draws: Draws) -> Estimate:
         p, n_eff = (f.centre + f.back(mean)).clamp(0, 1), torch.where(f.constant, _ess_of_x(draws, w), ess).clamp(max=w.ess)
         bar, rare = probability_interval(f, p, bar, n_eff, n_eff * torch.minimum(p, 1 - p), always=False)
         flags += rare
+    flags += moment_flags(y_far, draws.fall, ess)
     bar, more = refuse(f, bar, flags)
     lost = ~f.finite | no_mean(flags, len(mean))
     shifted = bar._replace(lower=bar.lower + mean, upper=bar.upper + mean)
