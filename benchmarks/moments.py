@@ -55,7 +55,7 @@ def asked(case: Case, x: Tensor) -> tuple[Estimate, Estimate]:
     y, blind = case.f(x[..., 0]), Draws(x, torch.zeros(x.shape[:2], dtype=torch.float64))
     if math.isinf(case.nu):
         return (e := expectation(y, blind)), e
-    ray = torch.tensor([[1.0, -1.0], [FAR, -FAR]], dtype=torch.float64) * 1e4
+    ray = torch.tensor([[1.0], [FAR], [FAR**2]], dtype=torch.float64) * torch.tensor([1e4, -1e4], dtype=torch.float64)
     seeing = Draws(x, blind.log_prob, far=ray[..., None], fall=torch.full((2,), case.nu, dtype=torch.float64))
     return expectation(y, blind), expectation(y, seeing, None, case.f(ray))
 

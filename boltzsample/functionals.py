@@ -38,6 +38,10 @@ def flat(values: Values, batch_ndim: int) -> Tensor:
     return torch.cat([v.reshape(*v.shape[:batch_ndim], -1) for v in parts], -1)
 
 
+def on_cpu(values: Values) -> Values:
+    return {key: v.cpu() for key, v in values.items()} if isinstance(values, dict) else values.cpu()
+
+
 def _copy(values: Values, batch: torch.Size, n: int) -> Any:
     """The first n points in one flat batch; a copy, because f may write to it."""
     if isinstance(values, dict):

@@ -7,7 +7,8 @@ density that is improper along none of them is not found out, nor one that is im
 
 Where log p = -(nu + dim) log r on a cone of directions, P(|x| > r) ~ r^-nu there, and an f that grows like r^m has moments below nu / m
 alone: what no short run can know of its own draws (estimates/far.py). A random direction lies in the midst of a cone. Independent heavy
-coordinates have tubes instead: log p = -(nu + 1) log r along an axis, where it is as wide across further out.
+coordinates have tubes instead: log p = -(nu + 1) log r along an axis, where it is as wide across further out. All this is in the sampler's
+coordinates, and of the first 100 axes: the heavy tail of a positive x is an exponential one of log x, and is left to k-hat.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from boltzsample.backend import Backend
 from boltzsample.flags import Flag, flag
+from boltzsample.maps import Diagonal
 from boltzsample.samplers.sampler import Ledger
 from boltzsample.samplers.starts import Starts
 from boltzsample.streams import Stream
@@ -29,7 +31,8 @@ RANDOM = 32
 DECADES = (4, 5, 6, 7, 8)
 SLOPE = -1.05
 LIGHT = 12.0  # nu from which fourth powers, too, have a third moment
-SECOND = 2  # the decade that is FAR times as far as the first
+SECOND = 2  # every second decade is FAR times as far as the one before
+ROUNDED = -1e15
 NARROWER = 0.1  # nats that log p beside an axis, less that on it, may lose on the way there
 
 
@@ -50,20 +53,30 @@ def follow(target: Target, source: Starts, backend: Backend, stream: Stream, led
         return None
     u, names = _directions(target.dim, stream, backend)
     map = source.first_map(backend, target.dim)
-    scale = (map.log_det / target.dim).exp()
+    wide = map.s.abs() if isinstance(map, Diagonal) else map.L.norm(dim=-1)  # each axis in its own scale
+    u = torch.cat([wide * u[: -2 * RANDOM], map.push(u[-2 * RANDOM :])[0] - map.m])
     r = torch.tensor([10.0**k for k in DECADES], dtype=backend.dtype, device=backend.device)
-    x = map.m + scale * r[:, None, None] * u
+    x = map.m + r[:, None, None] * u
     log_p = target.log_prob(x.reshape(-1, target.dim)).reshape(len(r), len(u)).double()
     ledger.add("preflight", (log_p.numel(), 0))
-    fall = -_slowest(log_p, r)
-    tubes, cones = fall[: -2 * RANDOM] - 1, fall[-2 * RANDOM :] - target.dim
-    if bool((tubes < LIGHT).any()):
-        across = scale * stream.child("across").rng(backend.dtype, backend.device).normal(len(tubes), target.dim)
-        beside = x[(0, SECOND), : len(tubes)] + torch.where(u[: len(tubes)] == 0, across, 0)
-        near, far = target.log_prob(beside.reshape(-1, target.dim)).reshape(2, -1).double() - log_p[(0, SECOND), : len(tubes)]
-        ledger.add("preflight", (2 * len(tubes), 0))
-        tubes = torch.where(far >= near - NARROWER, tubes, torch.inf)
-    return Rays(x, r, log_p, names, torch.cat([tubes, cones]))
+    fall, axes = _fall(log_p, r, target.dim, source.height), len(u) - 2 * RANDOM
+    if bool(fall[:axes].isfinite().any()):
+        across = wide * stream.child("across").rng(backend.dtype, backend.device).normal(axes, target.dim)
+        beside = x[(0, SECOND), :axes] + torch.where(u[:axes] == 0, across, 0)
+        near, far = target.log_prob(beside.reshape(-1, target.dim)).reshape(2, -1).double() - log_p[(0, SECOND), :axes]
+        ledger.add("preflight", (2 * axes, 0))
+        fall[:axes] = torch.where(far >= near - NARROWER, fall[:axes], torch.inf)
+    return Rays(x, r, log_p, names, fall)
+
+
+def _fall(log_p: Tensor, r: Tensor, dim: int, height: float) -> Tensor:
+    """nu (k,) of tubes about axes and, the last ones, of cones; infinite where log_prob falls faster, not at all, or too low for anybody to
+    meet that tail: below e^-25 of the height, and e^-3 for each dimension, at the scale of the source."""
+    slope = _slowest(log_p, r)
+    nu = -slope - dim
+    nu[: -2 * RANDOM] += dim - 1
+    at_scale = log_p[0] - slope * r[0].double().log() - height
+    return torch.where((nu > 0) & (nu < LIGHT) & (at_scale > -25 - 3 * dim), nu, torch.inf)
 
 
 def improper_flags(rays: Rays | None) -> tuple[Flag, ...]:
@@ -89,7 +102,7 @@ def improper_flags(rays: Rays | None) -> tuple[Flag, ...]:
 
 
 def power_tail(rays: Rays | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """`far` and `fall` of Draws: two points on each of the rays where log_prob falls like a power, and nu; None where it falls faster
+    """`far` and `fall` of Draws: three points on each of the rays where log_prob falls like a power, and nu; None where it falls faster
     than any power that matters.
 
     >>> from boltzsample.densities import StudentT
@@ -101,8 +114,8 @@ def power_tail(rays: Rays | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """
     if rays is None:
         return None, None
-    heavy = rays.fall < LIGHT
-    return (rays.x[(0, SECOND),][:, heavy], rays.fall[heavy]) if bool(heavy.any()) else (None, None)
+    heavy = rays.fall.isfinite()
+    return (rays.x[:: SECOND][:, heavy], rays.fall[heavy]) if bool(heavy.any()) else (None, None)
 
 
 def _directions(dim: int, stream: Stream, backend: Backend) -> tuple[Tensor, list[str]]:
@@ -116,7 +129,8 @@ def _directions(dim: int, stream: Stream, backend: Backend) -> tuple[Tensor, lis
 
 
 def _slowest(log_p: Tensor, r: Tensor) -> Tensor:
-    """The steepest slope d log p / d log r of each ray's decades (k,); -inf where log p is not finite all along."""
+    """The steepest slope d log p / d log r of each ray's decades (k,); -inf where log p is not finite all along, or
+    so low that its digits are lost (1/x of an x that can be no smaller)."""
     slopes = log_p.diff(dim=0) / r.double().log().diff()[:, None]
-    fine = log_p.isfinite().all(0)
+    fine = log_p.isfinite().all(0) & (log_p > ROUNDED).all(0)
     return torch.where(fine, slopes.nan_to_num(nan=-torch.inf).amin(0), -torch.inf)

@@ -7,6 +7,7 @@ an `Estimate`. A Result with `replicates` answers by combining the answers of it
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from boltzsample.estimates.expectation import covariance, expectation, probabili
 from boltzsample.estimates.quantiles import quantile
 from boltzsample.estimates.replicates import combine
 from boltzsample.flags import Flag, Severity, Status, flag, worst
-from boltzsample.functionals import Functional, Values, component_names, evaluate, flat, indicator
+from boltzsample.functionals import Functional, Values, component_names, evaluate, flat, indicator, on_cpu
 from boltzsample.target import Target, readout
 
 if TYPE_CHECKING:
@@ -189,8 +190,13 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
 
     @cached_property
     def far_values(self) -> Values | None:
-        """The points of `draws.far` in the user's space, (2, rays, *shape), or a dict of such; None where there are none."""
-        return self._stored_or_read(self.user_far, self.draws.far)
+        """The points of `draws.far` in the user's space, (3, rays, *shape), or a dict of such; None where there are none, or none that
+        the readout can go to."""
+        try:
+            return self._stored_or_read(self.user_far, self.draws.far)
+        except Exception as error:
+            log.info("there is no readout far out (%s), so nothing is known of moments", error)
+            return None
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -256,11 +262,13 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         return flat(self.start_values, 1) if f is None else evaluate(f, self.start_values, self.draws.x.shape[:1])
 
     def _y_far(self, f: Functional | None) -> Tensor | None:
-        """f far out, where nobody promised that it could be evaluated."""
+        """f far out, where nobody promised that it could be evaluated: on the CPU, for an index out of range would be the end of CUDA."""
         if self.far_values is None or self.draws.far is None:
             return None
+        far = on_cpu(self.far_values)
         try:
-            return flat(self.far_values, 2) if f is None else evaluate(f, self.far_values, self.draws.far.shape[:2])
+            with warnings.catch_warnings(action="ignore"):
+                return flat(far, 2) if f is None else evaluate(f, far, self.draws.far.shape[:2])
         except Exception as error:
             log.info("f could not be evaluated far out (%s), so nothing is known of its moments", error)
             return None

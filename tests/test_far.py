@@ -13,6 +13,7 @@ from torch import Tensor
 
 import boltzsample as bz
 from boltzsample.draws import Draws
+from boltzsample.estimates.columns import columns
 from boltzsample.estimates.expectation import covariance, expectation, sd
 from boltzsample.estimates.far import enough, moment_flags
 from boltzsample.estimates.replicates import combine
@@ -23,9 +24,11 @@ FOUND = {"HEAVY_F", "NO_THIRD_MOMENT"}
 
 
 def asked(f: Callable[[Tensor], Tensor], nu: float, ess: float = 800.0, signs: tuple[float, ...] = (1.0, -1.0)) -> tuple[Flag, ...]:
-    """moment_flags of f of one coordinate, where P(|x| > r) ~ r^-nu on rays of these signs."""
-    x = torch.tensor([[1e4], [1e6]], dtype=torch.float64) * torch.tensor(signs, dtype=torch.float64)
-    return moment_flags(f(x), torch.full((len(signs),), nu), torch.tensor([ess], dtype=torch.float64))
+    """moment_flags of f of one coordinate, where P(|x| > r) ~ r^-nu on rays of these signs and the draws are those of a normal."""
+    x = torch.tensor([[1e4], [1e6], [1e8]], dtype=torch.float64) * torch.tensor(signs, dtype=torch.float64)
+    z = torch.randn(400, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    f_of_draws = columns(f(z[..., 0]), Draws.from_arrays(z))
+    return moment_flags(f_of_draws, f(x), torch.full((len(signs),), nu), torch.tensor([ess], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,10 @@ def asked(f: Callable[[Tensor], Tensor], nu: float, ess: float = 800.0, signs: t
         (torch.atan, 1.0, None),
         (lambda x: x > 3, 1.0, None),
         (torch.exp, 1.0, None),  # it overflows: not known to grow like a power
+        (lambda x: x.square() - 1e8, 5.0, ("NO_THIRD_MOMENT", "caution")),  # next to nothing on the first rays
+        (torch.sin, 1.0, None),
+        (lambda x: (0.3 * x).cos(), 1.0, None),
+        (lambda x: 1 / x, 1.0, None),
         (lambda x: 0 * x, 1.0, None),
         (lambda x: x * math.nan, 1.0, None),
     ],
@@ -66,11 +73,12 @@ def test_enough_draws_are_enough() -> None:
 
 def test_the_heaviest_ray_counts() -> None:
     """f = x_0^2 + x_1 of independent coordinates with nu = 9 and 2.5: the index is min(9/2, 2.5)."""
-    x = torch.tensor([[[1e4, 0.0], [0.0, 1e4]], [[1e6, 0.0], [0.0, 1e6]]], dtype=torch.float64)
-    y, few = x[..., 0].square() + x[..., 1], torch.tensor([800.0])
-    (found,) = moment_flags(y, torch.tensor([9.0, 2.5]), few)
+    x = torch.eye(2, dtype=torch.float64) * torch.tensor([1e4, 1e6, 1e8], dtype=torch.float64)[:, None, None]
+    d, few = cloud(9.0), torch.tensor([800.0])
+    f, y = (p[..., 0].square() + p[..., 1] for p in (d.x, x))
+    (found,) = moment_flags(columns(f, d), y, torch.tensor([9.0, 2.5]), few)
     assert found.code == "NO_THIRD_MOMENT" and found.value == pytest.approx(2.5)
-    assert moment_flags(y, torch.tensor([9.0, 3.5]), few) == ()
+    assert moment_flags(columns(f, d), y, torch.tensor([9.0, 3.5]), few) == ()
 
 
 def codes_of(flags: tuple[Flag, ...]) -> set[str]:
@@ -78,10 +86,10 @@ def codes_of(flags: tuple[Flag, ...]) -> set[str]:
 
 
 def cloud(nu: float, n: int = 1_600) -> Draws:
-    """Independent Student t_nu draws in two dimensions, and what is known of them far out."""
+    """Independent normal draws in two dimensions, and what would be known far out of two independent t_nu."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(n, 1, 2, generator=g, dtype=torch.float64)
-    far = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1) * torch.tensor([1e4, 1e6], dtype=torch.float64)[:, None, None]
+    far = torch.eye(2, dtype=torch.float64) * torch.tensor([1e4, 1e6, 1e8], dtype=torch.float64)[:, None, None]
     return Draws(x, -x.square().sum(-1), far=torch.cat([far, -far], 1), fall=torch.full((4,), nu, dtype=torch.float64))
 
 
@@ -96,9 +104,20 @@ def test_of_squares_sds_and_covariances() -> None:
     assert where == [(0, 3)]  # the variances; on an axis a product of two coordinates does not grow
 
 
-def test_weighted_draws_are_asked_as_well() -> None:
+def test_weighted_draws_are_asked_for_the_mean_alone() -> None:
+    """A Cauchy proposal for a t_5: w x^2 is bounded, and its error bar holds, though x^2 has no third moment. Of a Cauchy x has no mean."""
+    p, q = (torch.distributions.StudentT(torch.tensor(nu, dtype=torch.float64)) for nu in (5.0, 1.0))
+    x = (math.pi * (torch.rand(800, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5)).tan()
+    ray = torch.tensor([[[1e4], [-1e4]], [[1e6], [-1e6]], [[1e8], [-1e8]]], dtype=torch.float64)
+    for nu, found in ((5.0, set()), (1.0, {"HEAVY_F"})):
+        d = Draws(x, p.log_prob(x[..., 0]), (p.log_prob(x) - q.log_prob(x))[..., 0], far=ray, fall=torch.full((2,), nu).double())
+        f = torch.square if nu == 5.0 else torch.clone
+        assert codes(expectation(f(x[..., 0]), d, None, f(ray[..., 0]))) & FOUND == found
+
+
+def test_particles_of_one_weight_each_are_asked_as_chains_are() -> None:
     d = cloud(5.0)
-    even = Draws(d.x, d.log_prob, torch.zeros(d.x.shape[:2], dtype=torch.float64), far=d.far, fall=d.fall)
+    even = Draws(d.x.reshape(16, 100, 2), d.log_prob.reshape(16, 100), torch.zeros(16, 100).double(), far=d.far, fall=d.fall)
     assert d.far is not None
     assert codes(expectation(even.x[..., 0].square(), even, None, d.far[..., 0].square())) & FOUND == {"NO_THIRD_MOMENT"}
 
@@ -115,6 +134,10 @@ def test_replicates_count_their_draws_together() -> None:
     one = expectation(d.x[..., 0].square(), d, None, d.far[..., 0].square())
     five, nine = ([f.severity for f in combine([one] * r).flags if f.code == "NO_THIRD_MOMENT"] for r in (5, 9))
     assert five == ["info", "caution"] and nine == ["info"]
+    heavier = cloud(4.2)  # a = 2.1 wants 63,000
+    one = expectation(d.x[..., 0].square(), heavier, None, d.far[..., 0].square())
+    assert [f.severity for f in combine([one] * 39).flags if f.code == "NO_THIRD_MOMENT"] == ["info", "caution"]
+    assert [f.severity for f in combine([one] * 45).flags if f.code == "NO_THIRD_MOMENT"] == ["info"]
 
 
 T5 = bz.from_log_prob(lambda x: -4 * torch.log1p(x.square().sum(-1) / 5), dim=3)
@@ -127,6 +150,42 @@ def test_a_run_on_a_t5(tmp_path: Path) -> None:
     assert not codes(r.expectation()) & FOUND and not codes(r.quantile()) & FOUND
     again = bz.load(r.save(tmp_path / "t5"))
     assert "NO_THIRD_MOMENT" in codes(again.sd()) and again.sd().status == r.sd().status
+
+
+def test_far_from_the_origin() -> None:
+    """At a thousand scales from it, and with functions centred anywhere, nothing else is said."""
+    r = sample(bz.from_log_prob(lambda x: -4 * torch.log1p((x - 1e3).square().sum(-1) / 5), dim=3))
+    for e, found in ((r.sd(), {"NO_THIRD_MOMENT"}), (r.expectation(), set()), (r.expectation(lambda x: x[:, 0] ** 2), {"NO_THIRD_MOMENT"})):
+        assert {f.code for f in e.flags if "tail index" in f.detail} == found  # whatever k-hat of the draws says
+
+
+def test_bounded_functions_of_a_cauchy_have_numbers() -> None:
+    r = sample(bz.from_log_prob(lambda x: -1.5 * torch.log1p(x.square().sum(-1)), dim=2))
+    assert not codes(r.expectation(lambda x: x.sin())) & FOUND and not codes(r.expectation(lambda x: x[:, 0].cos())) & FOUND
+    assert bool(r.expectation().value.isnan().all())
+
+
+class Table:
+    """A t_5 whose readout is a table that ends."""
+
+    dim = 2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -3.5 * torch.log1p(x.square().sum(-1) / 5)
+
+    def grad_log_prob(self, x: Tensor) -> Tensor:
+        return -7 * x / (5 + x.square().sum(-1, keepdim=True))
+
+    def readout(self, x: Tensor) -> Tensor:
+        if bool((x.abs() > 1e4).any()):
+            raise ValueError("outside the table")
+        return x
+
+
+def test_a_readout_that_cannot_go_far_is_not_asked(tmp_path: Path) -> None:
+    r = sample(Table())
+    assert r.draws.far is not None and r.far_values is None and r.summary()
+    assert bz.load(r.save(tmp_path / "t")).status == r.status
 
 
 def test_nothing_is_known_far_out_of_a_normal() -> None:

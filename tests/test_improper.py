@@ -19,7 +19,7 @@ from boltzsample.target import LogProb
 from targets import PROBLEMS
 from targets.controls import control
 from tests.counted import Counted
-from tests.small import codes
+from tests.small import codes, sample
 from tests.zoo import get
 
 
@@ -64,6 +64,27 @@ def test_a_cone_with_a_heavy_tail_is_found() -> None:
     cones = fall < 3.5  # beside the axis itself, where a tube of constant width gives 4
     assert 20 <= int(cones.sum()) <= 44 and bool((far[:, cones, 0] > 0).all())
     assert fall[cones].tolist() == pytest.approx([3.0] * int(cones.sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "log_prob",
+    [
+        lambda x: torch.log(torch.exp(-0.5 * x.square().sum(-1)) + 1e-300),  # IMPROPER_SUSPECTED says what there is to say
+        lambda x: torch.log(torch.exp(-12.5 * (x - 1).square().sum(-1)) + 1e-300) - torch.log1p(x.square()).sum(-1),
+        lambda x: torch.logaddexp(-0.5 * x.square().sum(-1), -60 - torch.log1p(x.square()).sum(-1)),
+        lambda x: -0.5 * (x / torch.tensor([1e3, 1e-6], dtype=torch.float64)).square().sum(-1),
+    ],
+    ids=["a floor", "a floor under a Cauchy prior", "a tail that nobody meets", "unlike scales"],
+)
+def test_tails_that_are_none(log_prob: LogProb) -> None:
+    r = sample(bz.from_log_prob(log_prob, dim=2))
+    assert r.draws.far is None and bool(r.expectation().value.isfinite().all())
+
+
+def test_an_inverse_gamma_is_proper() -> None:
+    """In log x its log_prob falls like -1/x, to -1e308 where x can be no smaller, and that is no plateau."""
+    r = sample(bz.from_log_prob(lambda x: (-4 * x.log() - 1 / x).sum(-1), dim=1, support=torch.distributions.constraints.positive))
+    assert "IMPROPER_SUSPECTED" not in codes(r)
 
 
 def test_a_cauchy_is_proper() -> None:

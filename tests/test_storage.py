@@ -62,7 +62,7 @@ def full() -> Draws:
         witnesses=("somebody",), scope="end to end", ledger={"a": (1, 2), "b": (3, 4)}, seconds={"a": 0.1}, acceptance=0.75,
     )  # fmt: skip
     more = {"ancestor": torch.arange(32 * 12).reshape(32, 12), "log_z": torch.rand(32).double(), "bad_x": torch.full((2, 3), torch.nan)}
-    more |= {"far": torch.rand(2, 5, 3), "fall": torch.rand(5).double()}
+    more |= {"far": torch.rand(3, 5, 3), "fall": torch.rand(5).double()}
     more |= {"variance": torch.rand(32).double(), "shift": torch.rand(32, 4).double()}
     return replace(d, **more)
 
@@ -94,7 +94,7 @@ def test_the_same_numbers_come_back(tmp_path: Path) -> None:
 
 
 def test_the_users_space_comes_back(tmp_path: Path) -> None:
-    r = Result(draws(far=torch.rand(2, 5, 3), fall=torch.ones(5)), Named())
+    r = Result(draws(far=torch.rand(3, 5, 3), fall=torch.ones(5)), Named())
     q = load(r.save(tmp_path / "run"))
     assert q.target is None and q.labels == r.labels and same(r.values, q.values) and same(r.start_values, q.start_values)
     assert r.far_values is not None and same(r.far_values, q.far_values)

@@ -58,12 +58,14 @@ class Columns:
         """(..., k) back to (..., *shape)."""
         return value.reshape(value.shape[:-1] + self.shape)
 
+    def standard(self, y: Tensor) -> Tensor:
+        """f elsewhere, y (*batch, *shape), in standard units (*batch, k)."""
+        flat = y.detach().to("cpu", torch.float64).reshape(*y.shape[: y.ndim - len(self.shape)], -1)
+        return (flat - self.centre) / self.scale
+
     def standard_start(self, y_start: Tensor | None) -> Tensor | None:
         """f at the starts (units, *shape) in standard units (units, k)."""
-        if y_start is None:
-            return None
-        flat = y_start.detach().to("cpu", torch.float64).reshape(self.z.shape[0], -1)
-        return (flat - self.centre) / self.scale
+        return None if y_start is None else self.standard(y_start)
 
 
 def columns(y: Tensor, draws: Draws) -> Columns:

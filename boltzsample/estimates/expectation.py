@@ -32,7 +32,7 @@ MAX_BYTES = 2**31
 @on_cpu
 def expectation(y: Tensor, draws: Draws, y_start: Tensor | None = None, y_far: Tensor | None = None) -> Estimate:
     """E f from y (units, draws, *shape), the values of f at the draws; `y_start` (units, *shape) are those at the chains' starts, and
-    `y_far` (2, rays, *shape) at draws.far.
+    `y_far` (3, rays, *shape) at draws.far.
 
     Boolean f, or f of values 0 and 1 only, is treated as a probability. Raises ShapeError.
 
@@ -50,7 +50,7 @@ def expectation(y: Tensor, draws: Draws, y_start: Tensor | None = None, y_far: T
     if bool(f.binary.any()):
         bar, ess, rare = probability_bar(f, bar, ess, draws)
         flags += rare
-    flags += moment_flags(y_far, draws.fall, ess)
+    flags += moment_flags(f, y_far, draws.fall, ess)
     bar, more = refuse(f, bar, flags)
     flags += more + ess_flags(ess, f)
     heavy = no_mean(flags, len(ess))
@@ -84,7 +84,7 @@ def sd(y: Tensor, draws: Draws, y_start: Tensor | None = None, y_far: Tensor | N
     f = columns(usable(y, draws), draws)
     c, var_mean = _centred(f.z, draws)
     start = f.standard_start(y_start)
-    far = None if y_far is None else y_far.double().square()  # grows as the square about any centre
+    far = None if y_far is None else f.standard(y_far).square()
     squares = expectation(c.square(), draws, None if start is None else start.square(), far)
     v = squares.value + var_mean.diagonal()
     root = v.sqrt()
@@ -108,7 +108,7 @@ def covariance(y: Tensor, draws: Draws, y_far: Tensor | None = None) -> Estimate
     f = columns(usable(y, draws), draws)
     c, var_mean = _centred(f.z, draws)
     i, j = torch.triu_indices(len(f.centre), len(f.centre)).unbind(0)
-    far = None if y_far is None else y_far.double()
+    far = None if y_far is None else f.standard(y_far)
     products = expectation(c[..., i] * c[..., j], draws, None, None if far is None else far[..., i] * far[..., j])
     shift = var_mean[i, j]
     pairs = replace(f, scale=f.scale[i] * f.scale[j], finite=f.finite[i] & f.finite[j], shape=i.shape)

@@ -16,47 +16,41 @@ import torch
 from torch import Tensor
 
 from boltzsample.draws import FAR
-from boltzsample.estimates.columns import located
+from boltzsample.estimates.columns import Columns, located
 from boltzsample.flags import Flag
 
 BALANCED = 0.5  # of the signs of f on the rays: nearer to 0 both tails are alike
 ENOUGH = 1e4  # effective draws from which intervals of a >= 2.5 hold; ten times as many at a = 2
 SLACK = 0.01  # the slope of log_prob has rounding
+STEADY = 0.8  # of the growth from FAR to FAR^2 there is to be before
+BEYOND = 10.0  # times as far from the mean as any draw: else f has bounds, and a zero of it passes for growth
 
 
-def moment_flags(y: Tensor | None, fall: Tensor | None, ess: Tensor) -> tuple[Flag, ...]:
-    """HEAVY_F without a variance or a mean, NO_THIRD_MOMENT without enough of the `ess` (k,), from f far out, y (2, rays, *shape), and
-    nu there (rays,).
-
-    >>> ray = torch.tensor([[1e4, -1e4], [1e6, -1e6]], dtype=torch.float64)
-    >>> [f.code for f in moment_flags(ray.square(), torch.tensor([5.0, 5.0]), torch.tensor([800.0]))]
-    ['NO_THIRD_MOMENT']
-    >>> moment_flags(ray, torch.tensor([5.0, 5.0]), torch.tensor([800.0]))
-    ()
+def moment_flags(f: Columns, y_far: Tensor | None, fall: Tensor | None, ess: Tensor, *, mean_alone: bool = False) -> tuple[Flag, ...]:
+    """HEAVY_F without a variance or a mean, NO_THIRD_MOMENT without enough of the `ess` (k,), from f far out (3, rays, *shape) and nu
+    there (rays,). `mean_alone`: ask whether there is a mean, for the errors of weighted draws have other tails than f.
     """
-    if y is None or fall is None:
+    if y_far is None or fall is None:
         return ()
-    far = y.detach().to("cpu", torch.float64).reshape(2, y.shape[1], -1)
-    fall = fall.to("cpu", torch.float64)
-    a = _by_ray(far, fall).amin(0)
+    by_ray, side = _growth(f, y_far, fall.to("cpu", torch.float64))
+    a = by_ray.amin(0)
     flags = located("HEAVY_F", a <= 1 + SLACK, a, 1.0, detail="tail index of f; its mean does not exist", worst=min)
+    if mean_alone:
+        return flags
     no_variance = (a > 1 + SLACK) & (a <= 2 + SLACK)
     flags += located("HEAVY_F", no_variance, a, 2.0, detail="tail index of f, by log_prob far out", worst=min)
-    lopsided = _lopsided(far, fall, a)
+    there = (by_ray <= (1 + SLACK) * a).double()
+    lopsided = ((side * there).sum(0) / there.sum(0)).abs() > BALANCED
     few = ess < enough(a)
     return flags + located("NO_THIRD_MOMENT", (a > 2 + SLACK) & (a <= 3 + SLACK) & lopsided & few, a, 3.0, detail="tail index", worst=min)
 
 
-def _by_ray(far: Tensor, fall: Tensor) -> Tensor:
-    """nu / m (rays, k) of f far out (2, rays, k) that grows like r^m; infinite where it does not grow."""
-    m = (far[1].abs() / far[0].abs()).log() / math.log(FAR)
-    return torch.where(m.isfinite() & (m > 0), fall[:, None] / m, torch.inf)
-
-
-def _lopsided(far: Tensor, fall: Tensor, a: Tensor) -> Tensor:
-    """Whether the tails of index a (k,) lie on one side of f (k,)."""
-    there = (_by_ray(far, fall) <= a + SLACK).double()
-    return ((far[1].sign() * there).sum(0) / there.sum(0)).abs() > BALANCED
+def _growth(f: Columns, y_far: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
+    """(nu / m (rays, k) of an f that grows like r^m, infinite where it does not grow; on which side of its mean f is there)."""
+    far = f.standard(y_far)
+    first, m = ((far[1:] / far[:-1]).abs().log() / math.log(FAR)).unbind(0)
+    grows = m.isfinite() & (m > 0) & (first > STEADY * m) & (far[2].abs() > BEYOND * f.z.abs().flatten(0, 1).amax(0))
+    return torch.where(grows, fall[:, None] / m, torch.inf), far[2].sign()
 
 
 def enough(a: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from boltzsample.draws import Estimate
 from boltzsample.errors import ShapeError
 from boltzsample.estimates.columns import holm, located, on_cpu, unlocated
-from boltzsample.estimates.far import ENOUGH
+from boltzsample.estimates.far import enough
 from boltzsample.estimates.intervals import t_interval
 from boltzsample.flags import Flag, Severity
 
@@ -142,7 +142,9 @@ def _few_draws(ess: Tensor, estimates: Sequence[Estimate]) -> tuple[Flag, ...]:
         flags += located("ESS_LOW", ess < 100, ess, 100, severity="untrusted", worst=min)
         flags += located("ESS_LOW", (ess >= 100) & (ess < 400), ess, 400, worst=min)
     skewed = [f for e in estimates for f in e.flags if f.code == "NO_THIRD_MOMENT"]
-    flags += located("NO_THIRD_MOMENT", _components(skewed, len(ess)) & (ess < ENOUGH), ess, ENOUGH, detail="effective draws", worst=min)
+    if skewed:
+        need = float(enough(torch.tensor(min(f.value or math.inf for f in skewed))))
+        flags += located("NO_THIRD_MOMENT", _components(skewed, len(ess)) & (ess < need), ess, need, detail="effective draws", worst=min)
     hits = torch.zeros_like(ess)
     for e in estimates:
         own = torch.full_like(ess, 20.0)

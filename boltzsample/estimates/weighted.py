@@ -74,7 +74,7 @@ def even_index(log_weight: Tensor) -> Tensor:
 
 
 def weighted_expectation(y: Tensor, draws: Draws, y_far: Tensor | None = None) -> Estimate:
-    """E f from y (units, draws, *shape) under draws.log_weight and, where it is known, f at draws.far (2, rays, *shape). Draws of weight 0
+    """E f from y (units, draws, *shape) under draws.log_weight and, where it is known, f at draws.far (3, rays, *shape). Draws of weight 0
     do not count, even where f is not finite there."""
     assert draws.log_weight is not None
     w = weights(draws.log_weight)
@@ -89,7 +89,7 @@ def weighted_expectation(y: Tensor, draws: Draws, y_far: Tensor | None = None) -
         p, n_eff = (f.centre + f.back(mean)).clamp(0, 1), torch.where(f.constant, _ess_of_x(draws, w), ess).clamp(max=w.ess)
         bar, rare = probability_interval(f, p, bar, n_eff, n_eff * torch.minimum(p, 1 - p), always=False)
         flags += rare
-    flags += moment_flags(y_far, draws.fall, ess)
+    flags += moment_flags(f, y_far, draws.fall, ess, mean_alone=not one_weight_each(w.share))
     bar, more = refuse(f, bar, flags)
     lost = ~f.finite | no_mean(flags, len(mean))
     shifted = bar._replace(lower=bar.lower + mean, upper=bar.upper + mean)
