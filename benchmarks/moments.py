@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.verdicts import clopper_pearson
-from boltzsample.draws import FAR, Draws, Estimate
+from boltzsample.draws import Draws, Estimate
 from boltzsample.estimates.expectation import expectation
 
 HEAD = "law | f | tail index | draws | all | by the draws alone | with log_prob far out"
@@ -55,8 +55,8 @@ def asked(case: Case, x: Tensor) -> tuple[Estimate, Estimate]:
     y, blind = case.f(x[..., 0]), Draws(x, torch.zeros(x.shape[:2], dtype=torch.float64))
     if math.isinf(case.nu):
         return (e := expectation(y, blind)), e
-    ray = torch.tensor([[1.0], [FAR], [FAR**2]], dtype=torch.float64) * torch.tensor([1e4, -1e4], dtype=torch.float64)
-    seeing = Draws(x, blind.log_prob, far=ray[..., None], fall=torch.full((2,), case.nu, dtype=torch.float64))
+    ray = torch.tensor([[1e4], [1e6], [1e8]], dtype=torch.float64) * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    seeing = Draws(x, blind.log_prob, far=ray[..., None], fall=torch.full((2,), case.nu * math.log(100), dtype=torch.float64))
     return expectation(y, blind), expectation(y, seeing, None, case.f(ray))
 
 

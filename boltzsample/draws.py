@@ -15,8 +15,6 @@ from torch import Tensor
 from boltzsample.errors import DtypeError, ShapeError
 from boltzsample.flags import Flag, Status, for_component, worst
 
-FAR = 100.0
-
 
 @dataclass(frozen=True)
 class Draws:
@@ -27,8 +25,8 @@ class Draws:
     `moves` (units,) counts accepted moves; `bad_x` (k, dim) keeps points where log_prob was NaN. `evidence`: log Z of each
     replicate, where it comes from elsewhere than the weights (bridge sampling). Of ensembles, `variance` (units,) is each one's own
     estimate of the relative variance of its Zhat, and `shift` (units, k) how far the means of a few functionals moved under moves
-    that leave the target invariant. Where log_prob falls like a power, `far` (3, rays, dim) are points far out, each FAR times as far as
-    the one before, and P(|x| > r) ~ r^-`fall` (rays,) about them.
+    that leave the target invariant. Where the mass falls slowly far out, `far` (3, rays, dim) are points there in steps in which the mass
+    beyond loses `fall` (rays,) nats.
     """
 
     x: Tensor

@@ -15,8 +15,9 @@ from torch import Tensor
 from boltzsample import registry
 from boltzsample.backend import Backend, make_backend
 from boltzsample.draws import Draws
+from boltzsample.falls import falls
 from boltzsample.flags import Flag
-from boltzsample.improper import follow, improper_flags, power_tail
+from boltzsample.improper import follow, improper_flags
 from boltzsample.locate import locate
 from boltzsample.progress import Interrupt, Progress
 from boltzsample.results import Result
@@ -83,7 +84,7 @@ def sample(
         with _timed(ledger, "starts"):
             rays = follow(target, source, backend, stream, ledger)
             run.notes.extend(improper_flags(rays))
-            far, fall = power_tail(rays)
+            far, fall = falls(target, source, rays, backend, stream, ledger)
         if fit:
             with _timed(ledger, "warm-up"):
                 sampler = sampler.fit(target, run, data)

@@ -20,6 +20,7 @@ from boltzsample.estimates.replicates import combine
 from boltzsample.flags import Flag
 from tests.small import codes, normal, sample
 
+STEP = math.log(100)  # nats of a step to where it is a hundred times as far
 FOUND = {"HEAVY_F", "NO_THIRD_MOMENT"}
 
 
@@ -28,7 +29,7 @@ def asked(f: Callable[[Tensor], Tensor], nu: float, ess: float = 800.0, signs: t
     x = torch.tensor([[1e4], [1e6], [1e8]], dtype=torch.float64) * torch.tensor(signs, dtype=torch.float64)
     z = torch.randn(400, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     f_of_draws = columns(f(z[..., 0]), Draws.from_arrays(z))
-    return moment_flags(f_of_draws, f(x), torch.full((len(signs),), nu), torch.tensor([ess], dtype=torch.float64))
+    return moment_flags(f_of_draws, f(x), torch.full((len(signs),), nu * STEP), torch.tensor([ess], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +77,9 @@ def test_the_heaviest_ray_counts() -> None:
     x = torch.eye(2, dtype=torch.float64) * torch.tensor([1e4, 1e6, 1e8], dtype=torch.float64)[:, None, None]
     d, few = cloud(9.0), torch.tensor([800.0])
     f, y = (p[..., 0].square() + p[..., 1] for p in (d.x, x))
-    (found,) = moment_flags(columns(f, d), y, torch.tensor([9.0, 2.5]), few)
+    (found,) = moment_flags(columns(f, d), y, STEP * torch.tensor([9.0, 2.5]), few)
     assert found.code == "NO_THIRD_MOMENT" and found.value == pytest.approx(2.5)
-    assert moment_flags(columns(f, d), y, torch.tensor([9.0, 3.5]), few) == ()
+    assert moment_flags(columns(f, d), y, STEP * torch.tensor([9.0, 3.5]), few) == ()
 
 
 def codes_of(flags: tuple[Flag, ...]) -> set[str]:
@@ -90,7 +91,7 @@ def cloud(nu: float, n: int = 1_600) -> Draws:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(n, 1, 2, generator=g, dtype=torch.float64)
     far = torch.eye(2, dtype=torch.float64) * torch.tensor([1e4, 1e6, 1e8], dtype=torch.float64)[:, None, None]
-    return Draws(x, -x.square().sum(-1), far=torch.cat([far, -far], 1), fall=torch.full((4,), nu, dtype=torch.float64))
+    return Draws(x, -x.square().sum(-1), far=torch.cat([far, -far], 1), fall=torch.full((4,), nu * STEP, dtype=torch.float64))
 
 
 def test_of_squares_sds_and_covariances() -> None:
@@ -110,7 +111,7 @@ def test_weighted_draws_are_asked_for_the_mean_alone() -> None:
     x = (math.pi * (torch.rand(800, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5)).tan()
     ray = torch.tensor([[[1e4], [-1e4]], [[1e6], [-1e6]], [[1e8], [-1e8]]], dtype=torch.float64)
     for nu, found in ((5.0, set()), (1.0, {"HEAVY_F"})):
-        d = Draws(x, p.log_prob(x[..., 0]), (p.log_prob(x) - q.log_prob(x))[..., 0], far=ray, fall=torch.full((2,), nu).double())
+        d = Draws(x, p.log_prob(x[..., 0]), (p.log_prob(x) - q.log_prob(x))[..., 0], far=ray, fall=torch.full((2,), nu * STEP).double())
         f = torch.square if nu == 5.0 else torch.clone
         assert codes(expectation(f(x[..., 0]), d, None, f(ray[..., 0]))) & FOUND == found
 
@@ -186,6 +187,48 @@ def test_a_readout_that_cannot_go_far_is_not_asked(tmp_path: Path) -> None:
     r = sample(Table())
     assert r.draws.far is not None and r.far_values is None and r.summary()
     assert bz.load(r.save(tmp_path / "t")).status == r.status
+
+
+POSITIVE = torch.distributions.constraints.positive
+
+
+def told(r: bz.Result, f: Callable[[Tensor], Tensor]) -> list[tuple[str, float]]:
+    """What is said of f by its tail index."""
+    return [(g.code, round(g.value or math.nan, 2)) for g in r.expectation(f).flags if "tail index" in g.detail]
+
+
+def test_heavy_tails_of_a_positive_x_are_exponential_ones_of_its_logarithm() -> None:
+    half_cauchy = sample(bz.from_log_prob(lambda x: -torch.log1p(x.square()).sum(-1), dim=2, support=POSITIVE))
+    assert told(half_cauchy, lambda x: x[:, 0]) == [("HEAVY_F", 1.0)] and bool(half_cauchy.expectation().value.isnan().all())
+    assert told(half_cauchy, lambda x: 1 / x[:, 1]) == [("HEAVY_F", 1.0)] and told(half_cauchy, lambda x: x[:, 0].log()) == []
+    assert told(half_cauchy, lambda x: x[:, 0].sqrt()) == [("HEAVY_F", 2.0)]
+    half_t5 = sample(bz.from_log_prob(lambda x: -3 * torch.log1p(x.square() / 5).sum(-1), dim=1, support=POSITIVE))
+    assert told(half_t5, lambda x: x[:, 0] ** 2) == [("NO_THIRD_MOMENT", 2.5)] and told(half_t5, lambda x: x[:, 0]) == []
+
+
+@pytest.mark.parametrize(
+    "log_prob",
+    [
+        lambda x: -0.5 * x.log().square().sum(-1) - x.log().sum(-1),  # all moments, and heavy
+        lambda x: (2 * x.log() - x).sum(-1),
+        lambda x: -0.5 * x.square().sum(-1),
+    ],
+    ids=["lognormal", "gamma", "half-normal"],
+)
+def test_light_tails_of_a_positive_x(log_prob: Callable[[Tensor], Tensor]) -> None:
+    r = sample(bz.from_log_prob(log_prob, dim=2, support=POSITIVE))
+    assert told(r, lambda x: x) == [] and told(r, lambda x: x**2) == []
+
+
+def test_a_half_cauchy_scale_of_a_pyro_model() -> None:
+    pyro = pytest.importorskip("pyro")
+
+    def model() -> None:
+        scale = pyro.sample("scale", pyro.distributions.HalfCauchy(torch.tensor(2.0, dtype=torch.float64)))
+        pyro.sample("y", pyro.distributions.Normal(torch.zeros(2, dtype=torch.float64), scale).to_event(1), obs=torch.ones(2).double())
+
+    r = sample(bz.from_pyro(model))  # the posterior falls like scale^-2 scale^-2: a = 3 of the scale, 1.5 of its square
+    assert told(r, lambda d: d["scale"] ** 2) == [("HEAVY_F", 1.5)] and told(r, lambda d: d["scale"]) == [("NO_THIRD_MOMENT", 3.0)]
 
 
 def test_nothing_is_known_far_out_of_a_normal() -> None:

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 import boltzsample as bz
 from boltzsample.backend import Backend
 from boltzsample.densities import StudentT
-from boltzsample.improper import Rays, follow, improper_flags, power_tail
+from boltzsample.falls import falls
+from boltzsample.improper import follow, improper_flags
 from boltzsample.maps import Diagonal
 from boltzsample.samplers.sampler import Ledger
 from boltzsample.samplers.starts import Starts
@@ -23,13 +25,17 @@ from tests.small import codes, sample
 from tests.zoo import get
 
 
-def rays(target: bz.Target) -> Rays | None:
-    one = torch.ones(target.dim, dtype=torch.float64)
-    return follow(target, Starts(StudentT(Diagonal(0 * one, one))), Backend(), Stream(0), Ledger())
-
-
 def look(target: bz.Target) -> tuple[bz.Flag, ...]:
-    return improper_flags(rays(target))
+    one = torch.ones(target.dim, dtype=torch.float64)
+    return improper_flags(follow(target, Starts(StudentT(Diagonal(0 * one, one))), Backend(), Stream(0), Ledger()))
+
+
+def far_and_nu(target: bz.Target) -> tuple[Tensor, list[float]]:
+    """Points far out, and nu of each ray where it falls like a power."""
+    one = torch.ones(target.dim, dtype=torch.float64)
+    source, run = Starts(StudentT(Diagonal(0 * one, one))), (Backend(), Stream(0), Ledger())
+    far, fall = falls(target, source, follow(target, source, *run), *run)
+    return (torch.empty(3, 0, target.dim), []) if far is None or fall is None else (far, (fall / math.log(100)).tolist())
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -40,30 +46,35 @@ def test_no_density_of_the_zoo_is_called_improper(name: str) -> None:
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_nu_of_the_zoo(name: str) -> None:
     """Of all problems the Student t_5 alone falls like a power."""
-    fall = power_tail(rays(get(name).target))[1]
-    assert ([] if fall is None else fall.tolist()) == pytest.approx([5.0] * 64 if name.startswith("student-t5") else [], rel=3e-3)
+    assert far_and_nu(get(name).target)[1] == pytest.approx([5.0] * 64 if name.startswith("student-t5") else [], rel=3e-3)
 
 
 def test_independent_heavy_coordinates_are_found_along_their_axes() -> None:
     two = bz.from_log_prob(lambda x: -2 * torch.log1p(x[..., 0].square()) - 0.5 * x[..., 1:].square().sum(-1), dim=4)
-    far, fall = power_tail(rays(two))
-    assert far is not None and fall is not None
-    assert fall.tolist() == pytest.approx([3.0, 3.0], rel=1e-3) and far[..., 1:].abs().max() == 0
+    far, nu = far_and_nu(two)
+    assert nu == pytest.approx([3.0, 3.0], rel=1e-3) and far[..., 1:].abs().max() == 0
 
 
 def test_a_ridge_that_narrows_has_no_tube() -> None:
     """p = (1 + x_0^2)^-2 exp(-x_1^2 (1 + x_0^2)): its mass falls like r^-4, and nobody says r^-3."""
     ridge = bz.from_log_prob(lambda x: -2 * torch.log1p(x[..., 0].square()) - x[..., 1].square() * (1 + x[..., 0].square()), dim=2)
-    assert power_tail(rays(ridge)) == (None, None)
+    assert far_and_nu(ridge)[1] == []
 
 
 def test_a_cone_with_a_heavy_tail_is_found() -> None:
     half = bz.from_log_prob(lambda x: torch.where(x[..., 0] > 0, -2.5 * torch.log1p(x.square().sum(-1)), -0.5 * x.square().sum(-1)), dim=2)
-    far, fall = power_tail(rays(half))
-    assert far is not None and fall is not None
-    cones = fall < 3.5  # beside the axis itself, where a tube of constant width gives 4
+    far, nu = far_and_nu(half)
+    cones = torch.tensor(nu) < 3.5  # beside the axis itself, where a tube of constant width gives 4
     assert 20 <= int(cones.sum()) <= 44 and bool((far[:, cones, 0] > 0).all())
-    assert fall[cones].tolist() == pytest.approx([3.0] * int(cones.sum()), rel=1e-3)
+    assert torch.tensor(nu)[cones].tolist() == pytest.approx([3.0] * int(cones.sum()), rel=1e-3)
+
+
+def test_a_line_that_bends_is_none() -> None:
+    """A lognormal of sd 20 in log x, whose log_prob is nearly straight at 6 to 18, and a half-Cauchy, where it is straight."""
+    positive = torch.distributions.constraints.positive
+    wide = bz.from_log_prob(lambda x: (-0.5 * (x.log() / 20).square() - x.log()).sum(-1), dim=1, support=positive)
+    heavy = bz.from_log_prob(lambda x: -torch.log1p(x.square()).sum(-1), dim=1, support=positive)
+    assert far_and_nu(wide)[1] == [] and len(far_and_nu(heavy)[1]) == 2
 
 
 @pytest.mark.parametrize(

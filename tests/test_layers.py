@@ -44,7 +44,7 @@ ascent
 laplace
 samplers.sampler samplers.burst samplers.starts samplers.wide_source samplers.warm_up samplers.mcmc samplers.latent samplers.flow_is samplers.weighing samplers.with_flow samplers.gaps samplers.second_look samplers.importance samplers.explore samplers.modes samplers.local samplers.refine samplers.tempered_part samplers.mixture_is samplers.bridged samplers.annealing samplers.cloud samplers.ladder samplers.frozen_smc samplers.smc samplers.ais samplers.replicas samplers.ladder_fit samplers.ladder_trace samplers.tempering samplers.noised samplers.posterior samplers.localized samplers.localized_fit samplers.pool samplers.window samplers.unweighted samplers.localization samplers.walks samplers.slips samplers.rdmc samplers.diffusion samplers.reverse samplers.annealed_langevin samplers.defended samplers.probability_flow samplers.diffusion_pool samplers.diffusion_guide samplers.diffusion_latent samplers.path_bounds scores.objectives scores.pool scores.training scores.model scores samplers.controlled samplers.path_weights flows.objectives flows.fab flows.optimizer flows.look flows.training flows.train flows.choose flows
 witnesses
-locate improper
+falls locate improper
 auto
 registry
 settings

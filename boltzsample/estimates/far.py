@@ -1,35 +1,33 @@
 """Which moments f has, by what the density and f are like far out, and not by draws that may have missed it.
 
-Where P(|x| > r) ~ r^-nu and f grows like r^m, P(|f| > t) ~ t^-a with the tail index a = nu / m: there is no mean where a <= 1, no
-variance where a <= 2, and no third moment where a <= 3. The last alone leaves a central limit theorem, slow to come (Hall 1992, The
-Bootstrap and Edgeworth Expansion, section 2.4: errors of order skewness / sqrt(n) where there is a skewness): a run that saw no
-excursion has a low mean and a short bar. Of 95% intervals for E x^2 of a Student t_5 (a = 2.5) from n independent draws 90, 93, 94 and
-95% hold the truth for n = 300, 1,000, 3,000 and 10,000, and of a t_4.2 (a = 2.1) 90, 92, 93, 94 and 94% for n = 1,000 to 100,000.
-Where both tails are alike, as those of x, they hold. Flags that look at the draws (k-hat) pick the runs that did see an excursion.
+Where the mass beyond falls like r^-nu and f grows like r^m, or like e^(-nu z) and e^(m z), P(|f| > t) ~ t^-a with the tail index
+a = nu / m: there is no mean where a <= 1, no variance where a <= 2, and no third moment where a <= 3. The last alone leaves a central
+limit theorem, slow to come (Hall 1992, The Bootstrap and Edgeworth Expansion, section 2.4: errors of order skewness / sqrt(n) where
+there is a skewness): a run that saw no excursion has a low mean and a short bar. Of 95% intervals for E x^2 of a Student t_5 (a = 2.5)
+from n independent draws 90, 93, 94 and 95% hold the truth for n = 300, 1,000, 3,000 and 10,000, and of a t_4.2 (a = 2.1) 90, 92, 93,
+94 and 94% for n = 1,000 to 100,000. Where both tails are alike, as those of x, they hold. Flags that look at the draws (k-hat) pick the
+runs that did see an excursion.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from boltzsample.draws import FAR
 from boltzsample.estimates.columns import Columns, located
 from boltzsample.flags import Flag
 
 BALANCED = 0.5  # of the signs of f on the rays: nearer to 0 both tails are alike
 ENOUGH = 1e4  # effective draws from which intervals of a >= 2.5 hold; ten times as many at a = 2
 SLACK = 0.01  # the slope of log_prob has rounding
-STEADY = 0.8  # of the growth from FAR to FAR^2 there is to be before
+STEADY = 0.8  # of the growth in the last step there is to be in the one before
 BEYOND = 10.0  # times as far from the mean as any draw: else f has bounds, and a zero of it passes for growth
 
 
 def moment_flags(f: Columns, y_far: Tensor | None, fall: Tensor | None, ess: Tensor, *, mean_alone: bool = False) -> tuple[Flag, ...]:
-    """HEAVY_F without a variance or a mean, NO_THIRD_MOMENT without enough of the `ess` (k,), from f far out (3, rays, *shape) and nu
-    there (rays,). `mean_alone`: ask whether there is a mean, for the errors of weighted draws have other tails than f.
-    """
+    """HEAVY_F without a variance or a mean, NO_THIRD_MOMENT without enough of the `ess` (k,), from f at three points far out on each
+    ray, (3, rays, *shape), and the nats that the mass beyond loses in a step (rays,). `mean_alone`: ask whether there is a mean, for the
+    errors of weighted draws have other tails than f."""
     if y_far is None or fall is None:
         return ()
     by_ray, side = _growth(f, y_far, fall.to("cpu", torch.float64))
@@ -46,9 +44,9 @@ def moment_flags(f: Columns, y_far: Tensor | None, fall: Tensor | None, ess: Ten
 
 
 def _growth(f: Columns, y_far: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
-    """(nu / m (rays, k) of an f that grows like r^m, infinite where it does not grow; on which side of its mean f is there)."""
+    """(nu / m (rays, k), infinite where f does not grow; on which side of its mean f is there)."""
     far = f.standard(y_far)
-    first, m = ((far[1:] / far[:-1]).abs().log() / math.log(FAR)).unbind(0)
+    first, m = (far[1:] / far[:-1]).abs().log().unbind(0)
     grows = m.isfinite() & (m > 0) & (first > STEADY * m) & (far[2].abs() > BEYOND * f.z.abs().flatten(0, 1).amax(0))
     return torch.where(grows, fall[:, None] / m, torch.inf), far[2].sign()
 
