@@ -38,7 +38,7 @@ def flat(values: Values, batch_ndim: int) -> Tensor:
     return torch.cat([v.reshape(*v.shape[:batch_ndim], -1) for v in parts], -1)
 
 
-def on_cpu(values: Values) -> Values:
+def to_cpu(values: Values) -> Values:
     return {key: v.cpu() for key, v in values.items()} if isinstance(values, dict) else values.cpu()
 
 

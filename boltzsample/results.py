@@ -23,7 +23,7 @@ from boltzsample.estimates.expectation import covariance, expectation, probabili
 from boltzsample.estimates.quantiles import quantile
 from boltzsample.estimates.replicates import combine
 from boltzsample.flags import Flag, Severity, Status, flag, worst
-from boltzsample.functionals import Functional, Values, component_names, evaluate, flat, indicator, on_cpu
+from boltzsample.functionals import Functional, Values, component_names, evaluate, flat, indicator, to_cpu
 from boltzsample.target import Target, readout
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Result:
         """E f. `f` maps points (..., dim) to (...) or (..., k), in the user's space (a dict of them where the readout is one).
 
         Without `f`: all coordinates as one vector, in the order of `labels`. `f` is handed a flat batch, a copy, so it may
-        index `x[:, 0]` or `x[..., 0]`. Raises ShapeError, DtypeError, BatchCrosstalkError (f of one point depends on others).
+        index `x[:, 0]` or `x[..., 0]`; where the mass falls slowly far out it is asked there, too, for the moments it has.
+        Raises ShapeError, DtypeError, BatchCrosstalkError (f of one point depends on others).
 
         >>> import torch
         >>> result(Draws.from_arrays(torch.ones(8, 4, 3))).expectation(lambda x: x.sum())
@@ -265,7 +266,7 @@ a point; index and sum over the last axis: x[..., 0], x.sum(-1)
         """f far out, where nobody promised that it could be evaluated: on the CPU, for an index out of range would be the end of CUDA."""
         if self.far_values is None or self.draws.far is None:
             return None
-        far = on_cpu(self.far_values)
+        far = to_cpu(self.far_values)
         try:
             with warnings.catch_warnings(action="ignore"):
                 return flat(far, 2) if f is None else evaluate(f, far, self.draws.far.shape[:2])
