@@ -231,6 +231,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("far out: zeros of a bounded f taken for growth", "estimates/far.py", "BEYOND = 10.0", "BEYOND = 0.0", ("tests/test_far.py",)),
     Mutant("far out: weighted draws asked as if they were draws", "estimates/weighted.py", "mean_alone=not one_weight_each(w.share)", "mean_alone=False", ("tests/test_far.py",)),
     Mutant("far out: a tail that nobody meets counts", "falls.py", "at_scale > -FAINT - BY_DIM * dim", "at_scale > -1e99", ("tests/test_improper.py",)),
+    Mutant("far out: powers of z taken for powers of x", "estimates/far.py", "STEADY = 0.1", "STEADY = 9.0", ("tests/test_far.py",)),
     Mutant("far out: bent lines taken for straight ones", "falls.py", "STRAIGHT = 0.01", "STRAIGHT = 9.0", ("tests/test_improper.py",)),
     Mutant("far out: no draws are too few", "estimates/far.py", "few = ess < enough(a)", "few = ess < 0 * enough(a)", ("tests/test_far.py",)),
     Mutant("starts: all chains share one", "samplers/starts.py", "return index // SUPERCHAIN if chains >= 4 * SUPERCHAIN else index", "return 0 * index", ("tests/test_starts.py",)),

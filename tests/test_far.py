@@ -49,7 +49,7 @@ def asked(f: Callable[[Tensor], Tensor], nu: float, ess: float = 800.0, signs: t
         (torch.atan, 1.0, None),
         (lambda x: x > 3, 1.0, None),
         (torch.exp, 1.0, None),  # it overflows: not known to grow like a power
-        (lambda x: x.square() - 1e8, 5.0, ("NO_THIRD_MOMENT", "caution")),  # next to nothing on the first rays
+        (lambda x: x.square() - 1e8, 5.0, ("NO_THIRD_MOMENT", "caution")),  # nothing at the first points, but f is centred
         (torch.sin, 1.0, None),
         (lambda x: (0.3 * x).cos(), 1.0, None),
         (lambda x: 1 / x, 1.0, None),
@@ -204,6 +204,19 @@ def test_heavy_tails_of_a_positive_x_are_exponential_ones_of_its_logarithm() -> 
     assert told(half_cauchy, lambda x: x[:, 0].sqrt()) == [("HEAVY_F", 2.0)]
     half_t5 = sample(bz.from_log_prob(lambda x: -3 * torch.log1p(x.square() / 5).sum(-1), dim=1, support=POSITIVE))
     assert told(half_t5, lambda x: x[:, 0] ** 2) == [("NO_THIRD_MOMENT", 2.5)] and told(half_t5, lambda x: x[:, 0]) == []
+
+
+def test_powers_of_what_falls_exponentially_have_all_moments() -> None:
+    """z^k grows on a line from 6 to 18 scales, though not like e^z."""
+    real = torch.distributions.constraints.real
+    slab = bz.from_log_prob(
+        lambda x: torch.logaddexp(math.log(9.0) - 50 * x.square() - 0.919, math.log(0.05) - x.abs()).sum(-1), dim=2, support=real
+    )
+    for target, powers in ((slab, (2, 4, 6)), (bz.from_log_prob(lambda x: -x.abs().sum(-1), dim=2, support=real), (4, 8, 16))):
+        r = sample(target)
+        assert r.draws.far is not None and not any(told(r, lambda x, k=k: x**k) for k in powers)
+    gamma = sample(bz.from_log_prob(lambda x: -x.sum(-1), dim=2, support=POSITIVE))
+    assert told(gamma, lambda x: x.log() ** 8) == [] and told(gamma, lambda x: 1 / x) == [("HEAVY_F", 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from boltzsample.flags import Flag
 BALANCED = 0.5  # of the signs of f on the rays: nearer to 0 both tails are alike
 ENOUGH = 1e4  # effective draws from which intervals of a >= 2.5 hold; ten times as many at a = 2
 SLACK = 0.01  # the slope of log_prob has rounding
-STEADY = 0.8  # of the growth in the last step there is to be in the one before
+STEADY = 0.1  # by so much the growth of both steps may differ: z^k, on a line, grows by 1.7 times as much in the first
 BEYOND = 10.0  # times as far from the mean as any draw: else f has bounds, and a zero of it passes for growth
 
 
@@ -47,7 +47,8 @@ def _growth(f: Columns, y_far: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
     """(nu / m (rays, k), infinite where f does not grow; on which side of its mean f is there)."""
     far = f.standard(y_far)
     first, m = (far[1:] / far[:-1]).abs().log().unbind(0)
-    grows = m.isfinite() & (m > 0) & (first > STEADY * m) & (far[2].abs() > BEYOND * f.z.abs().flatten(0, 1).amax(0))
+    steady = (first / m - 1).abs() < STEADY
+    grows = m.isfinite() & (m > 0) & steady & (far[2].abs() > BEYOND * f.z.abs().flatten(0, 1).amax(0))
     return torch.where(grows, fall[:, None] / m, torch.inf), far[2].sign()
 
 
