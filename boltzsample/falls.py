@@ -19,7 +19,7 @@ from boltzsample.improper import RANDOM, Rays, log_prob_at, steepest
 from boltzsample.samplers.sampler import Ledger
 from boltzsample.samplers.starts import Starts
 from boltzsample.streams import Stream
-from boltzsample.target import Target
+from boltzsample.target import Target, readout
 
 LIGHT = 12.0  # nu from which fourth powers, too, have a third moment
 POWERS = (1e4, 1e6, 1e8)  # scales
@@ -48,7 +48,7 @@ def falls(
         return None, None
     far = [rays.at(torch.tensor(POWERS).to(rays.r))]
     log_p, fall = [rays.log_p[::2]], [_by_power(rays, source.height)]
-    if hasattr(target, "readout"):
+    if _reads_otherwise(target, rays.m[None]):
         lines = rays.at(torch.tensor(LINE).to(rays.r))[:, : rays.axes]
         log_p.append(log_prob_at(target, lines))
         ledger.add("preflight", (log_p[1].numel(), 0))
@@ -57,6 +57,12 @@ def falls(
     nats = torch.where(_narrows(target, rays, x, p, nats, stream, ledger), torch.inf, nats)
     slow = nats.isfinite()
     return (x[:, slow], nats[slow]) if bool(slow.any()) else (None, None)
+
+
+def _reads_otherwise(target: Target, x: Tensor) -> bool:
+    """Whether the user's space is another than the sampler's."""
+    y = readout(target, x)
+    return isinstance(y, dict) or y.shape != x.shape or not torch.equal(y, x)
 
 
 def _by_power(rays: Rays, height: float) -> Tensor:
