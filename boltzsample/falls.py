@@ -22,7 +22,7 @@ from boltzsample.streams import Stream
 from boltzsample.target import Target, readout
 
 LIGHT = 12.0  # nu from which fourth powers, too, have a third moment
-POWERS = (1e4, 1e6, 1e8)  # scales
+POWERS = (1e4, 1e6, 1e8)  # scales: every second of improper.DECADES
 LINE = (6.0, 12.0, 18.0)
 STRAIGHT = 0.01  # of a step's fall is what the next may differ by
 FAINT, BY_DIM = 25.0, 3.0  # nats below the height, at the scale of the source, from which nobody meets a tail
