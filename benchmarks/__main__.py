@@ -1,7 +1,6 @@
 """`python -m benchmarks COMMAND`: run and table (problem x method x score), posteriors (beside NUTS), neutra (beside NeuTra), court
-(do the error bars hold?), evidence (log Z over seeds), collapse (flows that look fine and are wrong), localization (slips and rdmc
-beside their rivals), mutants (would the tests notice?), moments (where f has few of
-them), kernels and flows (how fast?)."""
+(do the error bars hold?), evidence (log Z over seeds), collapse (flows that look fine and are wrong), moments (intervals where f has
+few of them), localization (slips and rdmc beside their rivals), mutants (would the tests notice?), kernels and flows (how fast?)."""
 
 from __future__ import annotations
 

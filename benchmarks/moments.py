@@ -1,6 +1,6 @@
 """Do 95% intervals of means hold where f has few moments, and what do flags make of it?
 
-    python -m benchmarks moments                        # a table; 1,000 runs a row, a minute or two
+    python -m benchmarks moments                        # a table; 1,000 runs a row, about ten minutes
     python -m benchmarks moments --runs 200 --n 1000
 
 Independent draws of a Student t_nu, and of a normal for comparison. All: how many of all intervals hold the truth. By the draws alone: of
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.verdicts import clopper_pearson
+from benchmarks.verdicts import COVERS, clopper_pearson
 from boltzsample.draws import Draws, Estimate
 from boltzsample.estimates.expectation import expectation
 
@@ -72,7 +72,7 @@ def row(case: Case, n: int, runs: int) -> tuple[str, bool]:
         seen += [holds] * (seeing.status == "ok")
     law = "normal" if math.isinf(case.nu) else f"t_{case.nu:g}"
     shown = " | ".join(f"{sum(h)}/{len(h)}" for h in (every, alone, seen))
-    right = len(seen) < 100 or clopper_pearson(sum(seen), len(seen))[1] >= 0.92
+    right = len(seen) < 100 or clopper_pearson(sum(seen), len(seen))[1] >= COVERS
     return f"| {law} | {case.name} | {case.nu / case.power:g} | {n:,} | {shown} |", right
 
 
