@@ -34,6 +34,7 @@ from boltzsample.kernels import HMC
 from boltzsample.kernels.chains import Chains
 from boltzsample.kernels.kernel import Noise
 from boltzsample.maps import Diagonal
+from boltzsample.progress import Interrupt
 from boltzsample.registry import METHODS
 from boltzsample.samplers.starts import Starts
 from boltzsample.streams import LANE, Stream, block_steps
@@ -286,6 +287,20 @@ def test_what_the_file_holds_is_not_run_again(tmp_path: Path) -> None:
     again = [r for batch in Docket(path).hear(TINY, 3, 0, 1) for r in batch]
     assert str([r["est"] for r in again]) == str([r["est"] for r in first])
     assert len(court(read([path])).rulings) == 12 and {r.cell.replicates for r in court(read([path])).rulings} == {3}
+
+
+def test_runs_that_were_interrupted_are_no_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, enter = tmp_path / "court.jsonl", Interrupt.__enter__
+
+    def at_once(self: Interrupt) -> Interrupt:
+        self.requested = True
+        return enter(self)
+
+    monkeypatch.setattr(Interrupt, "__enter__", at_once)
+    for trial in (TINY, replace(TINY, method="flow-is", scope=GIVEN)):
+        with pytest.raises(KeyboardInterrupt):
+            list(Docket(path).hear(trial, 3, 0, 1))
+    assert not path.exists()
 
 
 def test_a_failing_cell_is_judged_by_its_second_hearing() -> None:

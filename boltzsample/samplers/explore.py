@@ -73,7 +73,7 @@ class Explorer:
         found: list[Annealed] = []
         with run.progress.phase("second look", 1) as bar:
             while not found or (len(found) < CLIMBS and stderr < joined(found).stderr < math.inf):
-                cloud = self._cloud(target, run.starts.base, max(n, self.particles), run, f"second look {len(found)}")
+                cloud = self._cloud(target, run.starts.base, max(n, min(self.particles, MOST)), run, f"second look {len(found)}")
                 climb(cloud, seen.ladder, run.must_stop)
                 account(run, "witness", cloud.chains)
                 found.append(annealed(cloud))

@@ -32,7 +32,8 @@ PATIENCE = 4  # rounds without a better one
 WIDTHS = (0.25, 0.5, 0.75)  # of components made wider, by 1 + WIDTH / sqrt(dim)
 CALM, TORN = 0.25, 0.5  # k-hat: of weights that want nothing, and of those that are worth little to an error bar
 WELL = 0.8  # ESS per draw of a mixture that may stay as it is
-LAST = 8000  # draws that widths are compared by
+LAST = 8000  # draws that widths are compared by, twice as many where no rounds refine
+NOISE = 0.08  # by which k-hat of so many draws differs from look to look
 LAST_SHARE = 0.7  # of a budget
 AGAIN = 2  # times that refining begins anew where those draws found the mixture torn
 
@@ -99,15 +100,19 @@ def finished(target: Target, first: Draw, modes: int, stream: Stream, run: Run) 
 
 def widened(target: Target, best: Draw, rng: Rng, run: Run) -> Draw:
     """The mixture with all its components a little wider, where its weights say that it is too thin: 4% in 31 dimensions cost a twentieth
-    of the ESS and took k-hat from .43 to .26 (a regression), from .55 to .28 (two wells leaning towards each other)."""
-    if run.must_stop(LAST, LAST_SHARE):
+    of the ESS and took k-hat from .43 to .26 (a regression), from .55 to .28 (two wells leaning towards each other).
+
+    Where no rounds refine, width is all there is against a tail, and a lucky look is no reason to do without.
+    """
+    n, doubt = (LAST, 0.0) if target.dim <= REFINED_UP_TO else (2 * LAST, NOISE)
+    if run.must_stop(n, LAST_SHARE):
         return best
-    tried = [pilot(target, best.proposal, LAST, rng, run)]
+    tried = [pilot(target, best.proposal, n, rng, run)]
     for width in WIDTHS if tried[0].khat > CALM or tried[0].ess < WELL else ():
-        if run.must_stop(LAST, LAST_SHARE):
+        if run.must_stop(n, LAST_SHARE):
             break
-        tried.append(pilot(target, best.proposal.wider(1 + width / math.sqrt(best.proposal.dim)), LAST, rng, run))
-    return max(tried, key=lambda d: worth(d.ess, d.khat))
+        tried.append(pilot(target, best.proposal.wider(1 + width / math.sqrt(best.proposal.dim)), n, rng, run))
+    return max(tried, key=lambda d: worth(d.ess, d.khat + doubt))
 
 
 def worth(ess: float, khat: float) -> float:
