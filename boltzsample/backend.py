@@ -13,12 +13,13 @@ import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from boltzsample.direct import Direct
 from boltzsample.errors import DeviceError, DtypeError
 
 log = logging.getLogger("boltzsample")
@@ -53,7 +54,8 @@ class Backend:
         return replace(self, compile=False)
 
     def stepper(self, fn: Callable[..., T], transitions: int, options: dict[str, Any] | None = None) -> Stepper[T]:
-        return Stepper(fn, self.compiles(transitions), options)
+        """A step of chains, which is called with the same objects again and again."""
+        return Stepper(fn, self.compiles(transitions), options, direct=True)
 
 
 def make_backend(
@@ -77,12 +79,14 @@ def make_backend(
 
 
 class Stepper(Generic[T]):
-    """A function that is compiled as one graph where asked, with an eager fallback that says so once."""
+    """A function that is compiled as one graph where asked, with an eager fallback that says so once. direct: called without Dynamo once
+    it is known (direct.py)."""
 
-    def __init__(self, fn: Callable[..., T], compile: bool, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, fn: Callable[..., T], compile: bool, options: dict[str, Any] | None = None, direct: bool = False) -> None:
         self.eager = fn
         self.compiled = compile
-        self._call = fn if not compile else compile_whole(fn) if options is None else compile_whole(fn, options)
+        whole = partial(compile_whole, fn, INDUCTOR if options is None else options)
+        self._call = fn if not compile else Direct(whole) if direct else whole()
 
     def __call__(self, *args: Any) -> T:
         if not self.compiled:
@@ -118,10 +122,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def compile_whole(fn: Callable[..., T], options: dict[str, Any] = INDUCTOR) -> Callable[..., T]:
+def compile_whole(fn: Callable[..., T], options: dict[str, Any] = INDUCTOR, backend: Any = "inductor") -> Callable[..., T]:
     """fn compiled as one static graph. Dynamo's cache and its limit belong to a code object, so each run compiles a copy."""
     own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
 
 
 def parallel(work: Callable[[S], None], items: Sequence[S], backend: Backend, size: int) -> None:

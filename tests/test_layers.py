@@ -37,7 +37,7 @@ adapters laws foreign numpy_density jax_density pyro_sites pyro_model
 densities mixture
 networks
 flows.base flows.layers flows.elementary flows.continuous flows.flow flows.families flows.foreign_flows flows.state
-backend
+direct backend
 progress
 kernels.kernel kernels.transitions kernels.chains kernels.random_walk kernels.scaling kernels.langevin kernels.hamiltonian kernels.microcanonical kernels.independent kernels.exchange kernels.adapt
 ascent

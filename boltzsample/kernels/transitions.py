@@ -28,8 +28,9 @@ class Meter(NamedTuple):
 
     @staticmethod
     def zeros(like: Tensor) -> Meter:
-        n = torch.zeros(like.shape[:-1], dtype=torch.int64, device=like.device)
-        return Meter(n, n, n, n, torch.full_like(like, torch.nan))
+        """No two fields are one tensor: a graph compiled for one tensor is another one than for two."""
+        moves, divergent, nan, posinf = (torch.zeros(like.shape[:-1], dtype=torch.int64, device=like.device) for _ in range(4))
+        return Meter(moves, divergent, nan, posinf, torch.full_like(like, torch.nan))
 
 
 def advance(kernel: Kernel, target: Target, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Tensor]:

@@ -1,0 +1,119 @@
+"""Graphs called without Dynamo give what Dynamo's calls give, and know when a call is of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from boltzsample.backend import Backend, compile_whole
+from boltzsample.direct import Direct
+from boltzsample.kernels import HMC
+from boltzsample.kernels.chains import Chains
+from boltzsample.maps import Diagonal
+from boltzsample.streams import Stream
+from tests.small import normal
+
+SCALE = torch.tensor([1.0, 10.0])
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    factor: Tensor
+    times: int = 1
+
+
+def step(settings: Settings, pair: Pair) -> tuple[Pair, Tensor]:
+    a = SCALE * pair.a * settings.factor + settings.times
+    return Pair(a, a - pair.b), a.sum()
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def direct(fn: Callable[..., Any]) -> Direct[Any]:
+    return Direct(lambda backend: compile_whole(fn, {}, backend))
+
+
+def pair(*shape: int) -> Pair:
+    return Pair(torch.randn(*shape), torch.randn(*shape))
+
+
+def same(one: Any, other: Any) -> bool:
+    return torch.allclose(one[0].a, other[0].a) and torch.allclose(one[0].b, other[0].b) and torch.allclose(one[1], other[1])
+
+
+def test_calls_of_one_kind_go_straight_to_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    quick = direct(step)
+    quick(Settings(torch.tensor(2.0)), pair(3, 2))
+    assert len(quick.plans) == 1 and None not in quick.plans.values()
+    monkeypatch.setattr(quick, "_dynamo", None)  # it would be called in vain
+    for factor in (0.5, -3.0):
+        args = Settings(torch.tensor(factor)), pair(3, 2)
+        result = quick(*args)
+        assert same(result, step(*args)) and type(result[0]) is Pair
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (Settings(torch.tensor(2.0)), pair(4, 2)),
+        (Settings(torch.tensor(2.0), times=7), pair(3, 2)),
+        (Settings(torch.tensor(2.0)), Pair(torch.randn(2, 3).T, torch.randn(3, 2))),
+        (Settings(torch.tensor([2.0, 3.0])), pair(3, 2)),
+        (Settings(torch.tensor(2.0)), Pair(*[torch.randn(3, 2)] * 2)),
+    ],
+    ids=["shape", "number", "strides", "shape of a setting", "one tensor twice"],
+)
+def test_another_kind_is_traced_anew(args: tuple[Settings, Pair]) -> None:
+    quick = direct(step)
+    for _ in range(2):
+        first = Settings(torch.tensor(2.0)), pair(3, 2)
+        assert same(quick(*first), step(*first)) and same(quick(*args), step(*args))
+
+
+def test_results_that_no_graph_has_computed_stay_with_dynamo() -> None:
+    quick = direct(lambda x: (x, x + 1))
+    for x in (torch.zeros(2), torch.ones(2)):
+        given, more = quick(x)
+        assert given is x and more.equal(x + 1)
+    assert list(quick.plans.values()) == [None]
+
+
+def test_gradients_are_left_to_dynamo() -> None:
+    quick, x = direct(lambda x: ((3 * x).sum(),)), torch.ones(2, requires_grad=True)
+    with torch.enable_grad():
+        for _ in range(2):
+            (grad,) = torch.autograd.grad(quick(x)[0], x)
+            assert grad.tolist() == [3, 3]
+
+
+def test_a_meter_begun_anew_is_no_new_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counters had been one tensor, and everything was compiled twice: for one, and for two."""
+    compiled: list[int] = []
+    backend = Direct._backend
+
+    def counted(self: Direct[Any], *args: Any, **options: Any) -> Any:
+        compiled.append(1)
+        return backend(self, *args, **options)
+
+    monkeypatch.setattr(Direct, "_backend", counted)
+    kernel, unit = HMC(h=torch.full((1, 1), 0.3), L=2), Diagonal(torch.zeros(1, 1, 3), torch.ones(1, 1, 3))
+    chains = Chains.start(normal(3), kernel, unit, torch.zeros(1, 8, 3), Backend(dtype=torch.float32, compile=True), Stream(0), 10**6)
+    for name in ("first", "second"):
+        list(chains.strides(8, name, 4))
+        chains.forget()
+    assert len(compiled) == 1 and chains.again == 0
