@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -98,9 +99,16 @@ def taken_apart(value: Any, tensors: list[Tensor]) -> Hashable:
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, tuple):
         return type(value), *[taken_apart(part, tensors) for part in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return type(value), *[taken_apart(getattr(value, f.name), tensors) for f in fields(value)]
-    return value if isinstance(value, PLAIN) else id(value)
+    if isinstance(value, PLAIN):
+        return value
+    names = field_names(type(value))
+    return id(value) if names is None else (type(value), *[taken_apart(getattr(value, name), tensors) for name in names])
+
+
+@cache
+def field_names(kind: type) -> tuple[str, ...] | None:
+    """Those of a dataclass."""
+    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else None
 
 
 def numbered(value: Any, place: dict[int, int]) -> Any:
