@@ -100,13 +100,14 @@ def taken_apart(value: Any, tensors: list[Tensor]) -> Hashable:
     if isinstance(value, tuple):
         return type(value), *[taken_apart(part, tensors) for part in value]
     if isinstance(value, PLAIN):
-        return value
-    names = field_names(type(value))
+        return type(value), value  # 1 and 1.0 and True are equal
+    kind: Any = type(value)
+    names = field_names(kind)
     return id(value) if names is None else (type(value), *[taken_apart(getattr(value, name), tensors) for name in names])
 
 
 @cache
-def field_names(kind: type) -> tuple[str, ...] | None:
+def field_names(kind: Any) -> tuple[str, ...] | None:
     """Those of a dataclass."""
     return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else None
 

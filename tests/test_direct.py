@@ -72,17 +72,26 @@ def test_calls_of_one_kind_go_straight_to_the_graph(monkeypatch: pytest.MonkeyPa
     [
         (Settings(torch.tensor(2.0)), pair(4, 2)),
         (Settings(torch.tensor(2.0), times=7), pair(3, 2)),
+        (Settings(torch.tensor(2), times=1.5), Pair(torch.ones(3, 2, dtype=torch.int64), torch.ones(3, 2))),  # type: ignore[arg-type]
         (Settings(torch.tensor(2.0)), Pair(torch.randn(2, 3).T, torch.randn(3, 2))),
         (Settings(torch.tensor([2.0, 3.0])), pair(3, 2)),
         (Settings(torch.tensor(2.0)), Pair(*[torch.randn(3, 2)] * 2)),
     ],
-    ids=["shape", "number", "strides", "shape of a setting", "one tensor twice"],
+    ids=["shape", "number", "dtype", "strides", "shape of a setting", "one tensor twice"],
 )
 def test_another_kind_is_traced_anew(args: tuple[Settings, Pair]) -> None:
     quick = direct(step)
     for _ in range(2):
         first = Settings(torch.tensor(2.0)), pair(3, 2)
         assert same(quick(*first), step(*first)) and same(quick(*args), step(*args))
+
+
+def test_equal_numbers_of_other_types_are_other_kinds() -> None:
+    quick = direct(lambda s, x: (x * s.times,))
+    x = torch.ones(2, dtype=torch.int64)
+    assert [quick(Settings(SCALE, times), x)[0].dtype for times in (1, 1.0, True, 1)] == [  # type: ignore[arg-type]
+        torch.int64, torch.float32, torch.int64, torch.int64,
+    ]
 
 
 def test_results_that_no_graph_has_computed_stay_with_dynamo() -> None:
