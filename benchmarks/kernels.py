@@ -150,8 +150,8 @@ def _clocked(moving: Any) -> list[float]:
     return taken
 
 
-def floor(case: Case, chains: int) -> float:
-    """F: seconds of one value-and-gradient of the batch inside a compiled graph."""
+def floor(case: Case, chains: int) -> Callable[[], float]:
+    """A function that says F, seconds of one value-and-gradient of the batch inside a compiled graph, as they are now."""
     from boltzsample import from_log_prob
     from boltzsample.backend import compile_whole
     from boltzsample.target import log_prob_and_grad
@@ -169,8 +169,7 @@ def floor(case: Case, chains: int) -> float:
 
     x = 0.1 * torch.randn(chains, case.dim, generator=torch.Generator().manual_seed(1))
     ten, twenty = chained(10), chained(20)
-    differences = [_best(lambda: twenty(x)) - _best(lambda: ten(x)) for _ in range(5)]
-    return max(statistics.median(differences) / 10, 1e-9)
+    return lambda: max(_typical(lambda: twenty(x)) - _typical(lambda: ten(x)), 1e-8) / 10
 
 
 def peer(case: Case, chains: int) -> Callable[[int], float] | None:
@@ -203,35 +202,35 @@ def peer(case: Case, chains: int) -> Callable[[int], float] | None:
     return run
 
 
-def _best(work: Callable[[], Any]) -> float:
+def _typical(work: Callable[[], Any]) -> float:
+    """Seconds of one call: their mean over a tenth of a second, as a run's transitions are counted."""
     work()
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
+    began, calls = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.1:
         work()
-        times.append(time.perf_counter() - began)
-    return min(times)
+        calls += 1
+    return (time.perf_counter() - began) / calls
 
 
 def measure(name: str, chains: int) -> str:
     """One row of the table."""
     case = CASES[name]()
     run, compiling = ours(case, chains)
-    other = peer(case, chains)
+    other, now = peer(case, chains), floor(case, chains)
     block = block_steps(case.dim)  # whole blocks of noise, about a quarter second
     transitions = block * max(1, int(0.25 / max(run(block).seconds, 1e-6)))
-    pairs = []
+    rounds = []
     for i in range(REPEATS):
         first = other(transitions) if other and i % 2 else math.nan
-        mine = run(transitions)
-        pairs.append((mine, other(transitions) if other and not i % 2 else first))
-    per, z = (statistics.median(getattr(mine, part) for mine, _ in pairs) / transitions for part in ("seconds", "noise"))
-    ratio = statistics.median(theirs / mine.seconds for mine, theirs in pairs)
-    f = floor(case, chains)
-    rest = per - L * f - z
+        mine, f = run(transitions), now()
+        rounds.append((mine, f, other(transitions) if other and not i % 2 else first))
+    per, z = (statistics.median(getattr(mine, part) for mine, _, _ in rounds) / transitions for part in ("seconds", "noise"))
+    ratio = statistics.median(theirs / mine.seconds for mine, _, theirs in rounds)
+    left = [((mine.seconds - mine.noise) / transitions - L * f, f) for mine, f, _ in rounds]
+    rest, share, f = (statistics.median(part) for part in zip(*((r, r / (L * f), f) for r, f in left), strict=True))
     rates = f"{L * chains / per:.1e} | {L * f * 1e6:.0f} | {z * 1e6:.0f} ({z * 1e9 / (chains * case.dim):.1f}) | {rest * 1e6:.0f}"
-    accepted = pairs[0][0].accepted  # a rejected trajectory costs another time: it may have left all scales
-    return f"| {name} | {chains} | {rates} | {rest / (L * f):.2f} | {compiling:.0f} | {accepted:.2f} | {ratio:.2f} |"
+    accepted = rounds[0][0].accepted  # a rejected trajectory costs another time: it may have left all scales
+    return f"| {name} | {chains} | {rates} | {share:.2f} | {compiling:.0f} | {accepted:.2f} | {ratio:.2f} |"
 
 
 def run(args: argparse.Namespace) -> int:
