@@ -53,10 +53,11 @@ class Direct(Generic[T]):
         self.plans: dict[Hashable, Plan | None] = {}
         self._dynamo = compiling(self._backend)
         self._noted: tuple[Any, ...] | None = None
+        self._last: dict[int, tuple[Any, Hashable, list[Tensor]]] = {}  # by the number of an argument
 
     def __call__(self, *args: Any) -> T:
         given: list[Tensor] = []
-        kind = taken_apart(args, given)
+        kind = tuple([self._part(i, value, given) for i, value in enumerate(args)])
         plan = self.plans.get(kind)
         once = len(set(map(id, given))) == len(given)
         if plan is not None and once:
@@ -67,6 +68,16 @@ class Direct(Generic[T]):
             self.plans[kind] = self._plan(args, given, result)
         self._noted = None
         return result
+
+    def _part(self, i: int, value: Any, given: list[Tensor]) -> Hashable:
+        """taken_apart of the i-th argument, remembered where it is the very one of the last call: kernels and views hardly ever change."""
+        last, kind, tensors = self._last.get(i, (None, None, []))
+        if value is not last:
+            tensors = []
+            kind = taken_apart(value, tensors)
+            self._last[i] = value, kind, tensors
+        given.extend(tensors)
+        return kind
 
     def _backend(self, graph: torch.fx.GraphModule, examples: list[Tensor], options: dict[str, Any] | None = None) -> Callable[..., Any]:
         inductor: Callable[..., Any] = torch._dynamo.lookup_backend("inductor")

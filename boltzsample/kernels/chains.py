@@ -48,6 +48,7 @@ class Chains:
     inits: int = 0  # states initialized, counted in chains
     split: bool = False
     buffer: Any = None  # a block of noise, of the kernel's own type
+    view: Pullback | None = None  # the target in z, by the map of the last stride
 
     @staticmethod
     def start(target: Target, kernel: Kernel, map: Any, x: Tensor, backend: Backend, stream: Stream, transitions: int) -> Chains:
@@ -100,13 +101,13 @@ class Chains:
         dim = self.state.x.shape[-1]
         k = min(self.stride(k), block_steps(dim))
         for block in range(-(-n // block_steps(dim))):
-            noise, t = self._noise(name, block), 0
+            noise = self._noise(name, block)
             end = min(block_steps(dim), n - block * block_steps(dim))
-            while t < end:
-                whole = t + k <= end
-                stride = k if whole else 1
-                yield self._stride(type(noise)(*(part[t : t + stride] for part in noise)), self.stepper if whole else self.stepper.eager)
-                t += stride
+            whole = end - end % k
+            for few in _split(noise, 0, whole, k):
+                yield self._stride(few, self.stepper)
+            for one in _split(noise, whole, end, 1):
+                yield self._stride(one, self.stepper.eager)
             self.check()
 
     def move(self, noise: Noise) -> Path:
@@ -168,7 +169,9 @@ class Chains:
         if part.stop - part.start < state.x.shape[1]:  # not for all of them: a dozen slices cost as much as a small graph
             state, meter = type(state)(*(s[:, part] for s in state)), Meter(*(m[:, part] for m in meter))
             here = type(noise)(*(n[:, :, part] for n in noise))
-        view = Pullback(self.target, self.map)
+        if self.view is None or self.view.map is not self.map:
+            self.view = Pullback(self.target, self.map)
+        view = self.view
         return (self._glide(part.start, view, state, meter, here) if step is self.stepper else None) or step(
             self.kernel, view, state, meter, here
         )
@@ -195,6 +198,11 @@ class Chains:
                 if smaller is None:
                     raise
                 self.backend, self.split = smaller, True
+
+
+def _split(noise: Any, start: int, end: int, k: int) -> Iterator[Any]:
+    """Steps start to end of a block, k at a time; views made at once, which costs less than slices one by one."""
+    return (type(noise)(*parts) for parts in zip(*(part[start:end].split(k) for part in noise), strict=True)) if end > start else iter(())
 
 
 def _join(pieces: list[tuple[Any, Meter, Path]]) -> tuple[Any, Meter, Path]:
