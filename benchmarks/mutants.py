@@ -61,6 +61,7 @@ class Mutant:
 
 
 RW, LMC, HAM = "kernels/random_walk.py", "kernels/langevin.py", "kernels/hamiltonian.py"
+DIRECT = "tests/test_direct.py"
 COIN, MOVES, LOOP, ADJUSTED = "kernels/kernel.py", "kernels/transitions.py", "kernels/chains.py", "samplers/mcmc.py"
 BOTH = "(log_p_y + log_q_x_given_y) - (log_p_x + log_q_y_given_x)"
 ENERGY = "(log_p - kinetic) - (state.log_p - kinetic0)"
@@ -168,6 +169,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mixture-is: a tempered part always", "samplers/tempered_part.py", "if not 0 < first.ess < WELL:", "if False:", ("tests/test_mixture.py",)),
     Mutant("mixture-is: a tempered part whatever it costs", "samplers/tempered_part.py", "new < old - COST", "False", ("tests/test_mixture.py",)),
     Mutant("mixture-is: tempered with the shares of the target", "samplers/tempered_part.py", "0.5 * (mixture.log_share + mixture.log_det)", "mixture.log_share", ("tests/test_mixture.py",)),
+    Mutant("direct: shapes, strides and dtypes are all one", "direct.py", "return value.shape, value.stride(), value.dtype, value.device", "return None", (DIRECT,)),
+    Mutant("direct: a tensor given twice is two", "direct.py", "if kind not in self.plans and len(set(map(id, given))) == len(given):", "if kind not in self.plans:", (DIRECT,)),
+    Mutant("direct: arguments of the first call for ever", "direct.py", "if value is not last:", "if last is None:", (DIRECT,)),
+    Mutant("direct: numbers of all types are alike", "direct.py", "return type(value), value  #", "return value  #", (DIRECT,)),
+    Mutant("mixture-is: a lucky look will do above sixteen dimensions", "samplers/refine.py", "(2 * LAST, NOISE)", "(LAST, -NOISE)", ("tests/test_mixture.py",)),
     Mutant("mixture-is: never made wider", "samplers/refine.py", "for width in WIDTHS if", "for width in () if", ("tests/test_mixture.py",)),
     Mutant("adapt: leaving the support counts as an error of the integrator", "kernels/adapt.py", "a = torch.where(outside, EDGE, a)", "a = torch.where(outside, FLOOR, a)", ("tests/test_adapt.py",)),
     Mutant("mixture-is: improper densities pass", "improper.py", "SLOPE = -1.05", "SLOPE = 1e9", ("tests/test_improper.py",)),

@@ -6,8 +6,8 @@ calls thousands of times with tensors of the same shapes. So the first call of i
 the tensors given arrived where in the graph, and which of its results came back where; the next ones go straight to the graph.
 
 What counts as the same kind: types, shapes, strides and whatever else is in the tuples and dataclasses given. Of other objects, a
-density or a flow, that they are the same ones: they may not change while a run goes on. Where a tensor is given twice, or where a result
-is none of the graph's, calls stay with Dynamo.
+density or a flow, that they are the same ones: they may not change while a run goes on. Nothing is learned from a call that was given a
+tensor twice; where a result is none of the graph's, calls stay with Dynamo.
 """
 
 from __future__ import annotations
@@ -59,12 +59,11 @@ class Direct(Generic[T]):
         given: list[Tensor] = []
         kind = tuple([self._part(i, value, given) for i, value in enumerate(args)])
         plan = self.plans.get(kind)
-        once = len(set(map(id, given))) == len(given)
-        if plan is not None and once:
+        if plan is not None:
             return plan(given)  # type: ignore[no-any-return]
         self._noted = None
         result: T = self._dynamo(*args)
-        if once and kind not in self.plans:
+        if kind not in self.plans and len(set(map(id, given))) == len(given):  # else what was given could not be told apart
             self.plans[kind] = self._plan(args, given, result)
         self._noted = None
         return result
