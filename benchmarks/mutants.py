@@ -267,6 +267,8 @@ def first_red(tests: Iterable[str], tree: Path) -> str | None:
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
     if done.returncode == 0:
         return None
+    if done.returncode in (4, 5):  # no such test: nothing was run
+        raise ValueError(f"pytest ran nothing of {', '.join(tests)}: {done.stdout[-300:]}{done.stderr[-300:]}")
     red = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return red[1].removeprefix("tests/") if red else f"pytest ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
 

@@ -5,16 +5,19 @@ the 750 to 930 that four transitions of 1024 chains take (two wells in 32 dimens
 calls thousands of times with tensors of the same shapes. So the first call of its kind goes through Dynamo, and a backend notes which of
 the tensors given arrived where in the graph, and which of its results came back where; the next ones go straight to the graph.
 
-What counts as the same kind: types, shapes, strides and whatever else is in the tuples and dataclasses given. Of other objects, a
-density or a flow, that they are the same ones: they may not change while a run goes on. Nothing is learned from a call that was given a
-tensor twice; where a result is none of the graph's, calls stay with Dynamo.
+What counts as the same kind: types, shapes, strides and whatever else is in the tuples and frozen dataclasses given. Of other objects, a
+density or a flow, that they are the same ones: they may not change while a run goes on, and what they do besides, counting their calls
+say, they do while they are traced alone. Nothing is learned from a call that was given a tensor twice; where a result is none of the
+graph's, calls stay with Dynamo. Dynamo takes a tensor given and the same one captured by a density for one input: give it `unshared` ones.
 """
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass, field, fields
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -27,12 +30,12 @@ PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
 @dataclass(frozen=True)
 class Plan:
     """graph: takes and returns flat tensors. takes: for each input the number of the tensor given, or a tensor of its own. returns: the
-    result with the numbers of the graph's outputs in place of its tensors. kept: what may not be freed while its id is a key."""
+    result with the numbers of the graph's outputs in place of its tensors. kept: objects that may not be freed while their ids are keys."""
 
     graph: Callable[..., Sequence[Any]]
     takes: tuple[int | Tensor, ...]
     returns: Any
-    kept: Any = field(repr=False)
+    kept: tuple[Any, ...] = field(repr=False)
 
     def __call__(self, given: list[Tensor]) -> Any:
         out = self.graph(*[given[i] if isinstance(i, int) else i for i in self.takes])
@@ -51,75 +54,100 @@ class Direct(Generic[T]):
 
     def __init__(self, compiling: Callable[[Callable[..., Any]], Callable[..., T]]) -> None:
         self.plans: dict[Hashable, Plan | None] = {}
-        self._dynamo = compiling(self._backend)
+        self._dynamo = compiling(partial(noting, weakref.ref(self)))  # Dynamo keeps its backends for ever
         self._noted: tuple[Any, ...] | None = None
-        self._last: dict[int, tuple[Any, Hashable, list[Tensor]]] = {}  # by the number of an argument
+        self._last: dict[int, tuple[Any, Hashable, list[Tensor], list[Any]]] = {}  # by the number of an argument
 
     def __call__(self, *args: Any) -> T:
         given: list[Tensor] = []
         kind = tuple([self._part(i, value, given) for i, value in enumerate(args)])
         plan = self.plans.get(kind)
-        if plan is not None:
+        if plan is not None and not torch.is_grad_enabled():
             return plan(given)  # type: ignore[no-any-return]
         self._noted = None
         result: T = self._dynamo(*args)
         if kind not in self.plans and len(set(map(id, given))) == len(given):  # else what was given could not be told apart
-            self.plans[kind] = self._plan(args, given, result)
+            self.plans[kind] = self._plan(given, result)
         self._noted = None
         return result
 
     def _part(self, i: int, value: Any, given: list[Tensor]) -> Hashable:
         """taken_apart of the i-th argument, remembered where it is the very one of the last call: kernels and views hardly ever change."""
-        last, kind, tensors = self._last.get(i, (None, None, []))
+        last, kind, tensors, others = self._last.get(i, (None, None, [], []))
         if value is not last:
-            tensors = []
-            kind = taken_apart(value, tensors)
-            self._last[i] = value, kind, tensors
+            tensors, others = [], []
+            kind = taken_apart(value, tensors, others)
+            self._last[i] = value, kind, tensors, others
         given.extend(tensors)
         return kind
 
-    def _backend(self, graph: torch.fx.GraphModule, examples: list[Tensor], options: dict[str, Any] | None = None) -> Callable[..., Any]:
-        inductor: Callable[..., Any] = torch._dynamo.lookup_backend("inductor")
-        compiled = inductor(graph, examples, config_patches=options)
-
-        def noting(*inputs: Any) -> Any:
-            out = compiled(*inputs)
-            self._noted = compiled, inputs, out
-            return out
-
-        return noting
-
-    def _plan(self, args: Any, given: list[Tensor], result: Any) -> Plan | None:
+    def _plan(self, given: list[Tensor], result: Any) -> Plan | None:
         if self._noted is None or torch.is_grad_enabled():
             return None
         graph, inputs, out = self._noted
         number = {id(t): i for i, t in enumerate(given)}
         place = {id(t): i for i, t in enumerate(out)}
         found: list[Tensor] = []
-        taken_apart(result, found)
+        taken_apart(result, found, [])
         if not all(id(t) in place for t in found):
             return None
-        return Plan(graph, tuple(number.get(id(t), t) for t in inputs), numbered(result, place), args)
+        kept = tuple(other for _, _, _, others in self._last.values() for other in others)
+        return Plan(graph, tuple(number.get(id(t), t) for t in inputs), numbered(result, place), kept)
 
 
-def taken_apart(value: Any, tensors: list[Tensor]) -> Hashable:
-    """Appends the tensors in it to `tensors`; returns what else there is to it."""
+def noting(of: weakref.ref[Direct[Any]], graph: torch.fx.GraphModule, examples: list[Tensor], options: Any = None) -> Callable[..., Any]:
+    """Inductor, as a backend that notes for a Direct what its graph was called with and what came back."""
+    inductor: Callable[..., Any] = torch._dynamo.lookup_backend("inductor")
+    compiled = inductor(graph, examples, config_patches=options)
+
+    def noted(*inputs: Any) -> Any:
+        out, direct = compiled(*inputs), of()
+        if direct is not None:
+            direct._noted = compiled, inputs, out
+        return out
+
+    return noted
+
+
+def taken_apart(value: Any, tensors: list[Tensor], others: list[Any]) -> Hashable:
+    """Appends the tensors in it to `tensors`, and what is known by its id alone to `others`; returns what else there is to it."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, tuple):
-        return type(value), *[taken_apart(part, tensors) for part in value]
+        return type(value), *[taken_apart(part, tensors, others) for part in value]
     if isinstance(value, PLAIN):
         return type(value), value  # 1 and 1.0 and True are equal
     kind: Any = type(value)
     names = field_names(kind)
-    return id(value) if names is None else (type(value), *[taken_apart(getattr(value, name), tensors) for name in names])
+    if names is None:
+        others.append(value)
+        return id(value)
+    return kind, *[taken_apart(getattr(value, name), tensors, others) for name in names]
 
 
 @cache
 def field_names(kind: Any) -> tuple[str, ...] | None:
-    """Those of a dataclass."""
-    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else None
+    """Those of a frozen dataclass."""
+    params = getattr(kind, "__dataclass_params__", None)
+    return tuple(f.name for f in fields(kind)) if params is not None and params.frozen else None
+
+
+def unshared(value: Any) -> Any:
+    """The same tuple or frozen dataclass with copies of its tensors, which nobody else can have."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple):
+        parts = [unshared(part) for part in value]
+        return tuple(parts) if type(value) is tuple else type(value)(*parts)
+    kind: Any = type(value)
+    names = field_names(kind)
+    if names is None:
+        return value
+    new = copy.copy(value)
+    for name in names:
+        object.__setattr__(new, name, unshared(getattr(value, name)))
+    return new
 
 
 def numbered(value: Any, place: dict[int, int]) -> Any:

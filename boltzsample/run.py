@@ -16,7 +16,7 @@ from boltzsample import registry
 from boltzsample.backend import Backend, make_backend
 from boltzsample.draws import Draws
 from boltzsample.falls import falls
-from boltzsample.flags import Flag
+from boltzsample.flags import Flag, flag
 from boltzsample.improper import follow, improper_flags
 from boltzsample.locate import locate
 from boltzsample.progress import Interrupt, Progress
@@ -92,6 +92,8 @@ def sample(
         parts = [replace(part, far=far, fall=fall) for part in _split(draws, replicates)]
         with _timed(ledger, "witness"):
             verdicts = _witnesses(sampler, target, parts, run) if witness else [no_audit("witness=False")] * replicates
+        if interrupt.requested and all(f.code != "INTERRUPTED" for f in (*draws.flags, *run.notes)):
+            run.notes.append(flag("INTERRUPTED", severity="caution", detail="in the witness, after the draws"))
     config = _config(name, sampler, n, stream.seed, backend, replicates, fit, limit)
     results = tuple(
         _result(part, v.flags + tuple(run.notes), (v.sentence,) if v.sentence else (), target, sampler, config, ledger, replicates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import boltzsample as bz
+import boltzsample.direct as module
 from boltzsample.backend import Backend, compile_whole
 from boltzsample.direct import Direct
 from boltzsample.kernels import HMC
 from boltzsample.kernels.chains import Chains
 from boltzsample.maps import Diagonal
 from boltzsample.streams import Stream
+from boltzsample.views import Tempered
 from tests.small import normal
 
 SCALE = torch.tensor([1.0, 10.0])
@@ -115,18 +120,71 @@ def test_gradients_are_left_to_dynamo() -> None:
             assert grad.tolist() == [3, 3]
 
 
+def test_gradients_are_left_to_dynamo_where_a_plan_is_known() -> None:
+    quick, x = direct(lambda x: ((3 * x).sum(),)), torch.ones(2)
+    quick(x)
+    with torch.enable_grad():
+        (grad,) = torch.autograd.grad(quick(x.requires_grad_())[0], x)
+    assert grad.tolist() == [3, 3]
+
+
+def test_nothing_outlives_its_run() -> None:
+    class Density:
+        dim = 3
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            return -0.5 * x.square().sum(-1)
+
+        def grad_log_prob(self, x: Tensor) -> Tensor:
+            return -x
+
+    density = Density()
+    chains = moving(density)
+    list(chains.strides(8, "some", 4))
+    assert chains.glider.compiled and any(chains.glider._call.plans.values())  # type: ignore[attr-defined]
+    gone = weakref.ref(density), weakref.ref(chains.buffer.normal)
+    del chains, density
+    gc.collect()
+    assert [one() for one in gone] == [None, None]
+
+
+def test_another_target_by_the_same_map_is_another_view() -> None:
+    chains = moving(normal(3))
+    list(chains.strides(4, "cold", 4))
+    chains.target = Tempered(normal(3), torch.tensor(0.0))
+    chains.retune(chains.kernel, chains.map)
+    assert sum(float(path.accept_prob.min()) for path in chains.strides(8, "flat", 4)) == 2.0  # beta = 0: every proposal is accepted
+
+
+def test_a_map_that_the_density_knows_may_change() -> None:
+    """Dynamo takes a tensor given and the same one captured for one input."""
+    m, s = torch.full((1, 1, 3), 3.0), torch.ones(1, 1, 3)
+    target = bz.from_log_prob(lambda x: -0.5 * ((x - m[0, 0]) / s[0, 0]).square().sum(-1), dim=3)
+    chains = moving(target, Diagonal(m, s))
+    list(chains.strides(40, "first", 4))
+    chains.retune(chains.kernel, Diagonal(torch.zeros(1, 1, 3), 2 * torch.ones(1, 1, 3)))
+    x = torch.cat([path.x for path in chains.strides(2000, "second", 4)])
+    assert (x.mean((0, 1, 2)) - 3).abs().max() < 0.1 and (x.std((0, 1, 2)) - 1).abs().max() < 0.1
+
+
+def moving(target: Any, map: Diagonal | None = None) -> Chains:
+    """Eight compiled chains in three dimensions."""
+    unit = Diagonal(torch.zeros(1, 1, 3), torch.ones(1, 1, 3)) if map is None else map
+    kernel, backend = HMC(h=torch.full((1, 1), 0.8), L=2), Backend(dtype=torch.float32, compile=True)
+    return Chains.start(target, kernel, unit, torch.zeros(1, 8, 3), backend, Stream(0), 10**6)
+
+
 def test_a_meter_begun_anew_is_no_new_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its counters had been one tensor, and everything was compiled twice: for one, and for two."""
     compiled: list[int] = []
-    backend = Direct._backend
+    backend = module.noting
 
-    def counted(self: Direct[Any], *args: Any, **options: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         compiled.append(1)
-        return backend(self, *args, **options)
+        return backend(*args, **options)
 
-    monkeypatch.setattr(Direct, "_backend", counted)
-    kernel, unit = HMC(h=torch.full((1, 1), 0.3), L=2), Diagonal(torch.zeros(1, 1, 3), torch.ones(1, 1, 3))
-    chains = Chains.start(normal(3), kernel, unit, torch.zeros(1, 8, 3), Backend(dtype=torch.float32, compile=True), Stream(0), 10**6)
+    monkeypatch.setattr(module, "noting", counted)
+    chains = moving(normal(3))
     for name in ("first", "second"):
         list(chains.strides(8, name, 4))
         chains.forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
@@ -255,3 +256,16 @@ def test_rejected_points_are_not_errors() -> None:
 
     result = sample(bz.from_log_prob(log_prob, dim=2), bz.MCMC(kernel=bz.RandomWalk(), chains=8, warmup=10), n=128, starts=[0.0, 0.0])
     assert float(result.draws.x[..., 0].abs().max()) <= 1 and "NAN_EVAL" not in codes(result)
+
+
+def test_an_interrupt_in_the_witness_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = importlib.import_module("boltzsample.run")
+    witnesses = run._witnesses
+
+    def stopped(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return witnesses(*args)
+
+    monkeypatch.setattr(run, "_witnesses", stopped)
+    result = sample(normal())
+    assert "INTERRUPTED" in {flag.code for flag in result.flags} and result.status == "caution" and len(result.draws.x.flatten(0, 1)) == 640

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from boltzsample.backend import ONE_LOOP, Backend, Doubt, Stepper, copy_serially, halved, is_out_of_memory, parallel
+from boltzsample.direct import unshared
 from boltzsample.errors import PositiveInfinityError
 from boltzsample.kernels.kernel import Kernel, Noise
 from boltzsample.kernels.transitions import Meter, Path, glide, travel
@@ -48,7 +49,7 @@ class Chains:
     inits: int = 0  # states initialized, counted in chains
     split: bool = False
     buffer: Any = None  # a block of noise, of the kernel's own type
-    view: Pullback | None = None  # the target in z, by the map of the last stride
+    given: tuple[tuple[Any, ...], Kernel, Pullback] | None = None  # what steps are given, and what it was made of
 
     @staticmethod
     def start(target: Target, kernel: Kernel, map: Any, x: Tensor, backend: Backend, stream: Stream, transitions: int) -> Chains:
@@ -169,18 +170,25 @@ class Chains:
         if part.stop - part.start < state.x.shape[1]:  # not for all of them: a dozen slices cost as much as a small graph
             state, meter = type(state)(*(s[:, part] for s in state)), Meter(*(m[:, part] for m in meter))
             here = type(noise)(*(n[:, :, part] for n in noise))
-        if self.view is None or self.view.map is not self.map:
-            self.view = Pullback(self.target, self.map)
-        view = self.view
-        return (self._glide(part.start, view, state, meter, here) if step is self.stepper else None) or step(
-            self.kernel, view, state, meter, here
+        kernel, view = self._given()
+        return (self._glide(part.start, kernel, view, state, meter, here) if step is self.stepper else None) or step(
+            kernel, view, state, meter, here
         )
 
-    def _glide(self, first: int, view: Pullback, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Path] | None:
+    def _given(self) -> tuple[Kernel, Pullback]:
+        """The kernel and the target in z, with tensors of their own for graphs: a map or step size of the user's may be known to the
+        density, too."""
+        now = self.kernel, self.target, self.map
+        if self.given is None or any(one is not other for one, other in zip(now, self.given[0], strict=True)):
+            kernel, map = unshared((self.kernel, self.map)) if self.stepper.compiled else (self.kernel, self.map)
+            self.given = now, kernel, Pullback(self.target, map)
+        return self.given[1:]
+
+    def _glide(self, first: int, kernel: Kernel, view: Pullback, state: Any, meter: Meter, noise: Noise) -> tuple[Any, Meter, Path] | None:
         """The quick way; None where it is closed, not worth a try, or met NaN: then the same noise goes the careful way."""
         if not self.glides or not (doubt := self.doubts.setdefault(first, Doubt())).tries():
             return None
-        state, (moves, divergent), path, right = self.glider(self.kernel, view, state, meter, noise)
+        state, (moves, divergent), path, right = self.glider(kernel, view, state, meter, noise)
         if bool(right):
             return state, meter._replace(moves=moves, divergent=divergent), path
         doubt.failed()
