@@ -173,6 +173,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("direct: a tensor given twice is two", "direct.py", "if kind not in self.plans and len(set(map(id, given))) == len(given):", "if kind not in self.plans:", (DIRECT,)),
     Mutant("direct: arguments of the first call for ever", "direct.py", "if value is not last:", "if last is None:", (DIRECT,)),
     Mutant("direct: numbers of all types are alike", "direct.py", "return type(value), value  #", "return value  #", (DIRECT,)),
+    Mutant("direct: gradients asked for are not given", "direct.py", "if plan is not None and not torch.is_grad_enabled():", "if plan is not None:", (DIRECT,)),
+    Mutant("chains: another target by the same map is the old one", LOOP, "now = self.kernel, self.target, self.map", "now = self.kernel, self.map", (DIRECT,)),
+    Mutant("chains: graphs are given the user's own tensors", LOOP, "unshared((self.kernel, self.map)) if self.stepper.compiled else (self.kernel, self.map)", "(self.kernel, self.map)", (DIRECT,)),
     Mutant("mixture-is: a lucky look will do above sixteen dimensions", "samplers/refine.py", "(2 * LAST, NOISE)", "(LAST, -NOISE)", ("tests/test_mixture.py",)),
     Mutant("mixture-is: never made wider", "samplers/refine.py", "for width in WIDTHS if", "for width in () if", ("tests/test_mixture.py",)),
     Mutant("adapt: leaving the support counts as an error of the integrator", "kernels/adapt.py", "a = torch.where(outside, EDGE, a)", "a = torch.where(outside, FLOOR, a)", ("tests/test_adapt.py",)),
@@ -261,14 +264,14 @@ def copy_tree(to: Path) -> None:
 
 
 def first_red(tests: Iterable[str], tree: Path) -> str | None:
-    """The first of the tests that fails in a tree, or None."""
+    """The first of the tests that fails in a tree, or None. Raises LookupError where pytest finds nothing to run."""
     env = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}  # two edits in a second would share a .pyc
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    if done.returncode in (4, 5):  # no such test: nothing was run
-        raise ValueError(f"pytest ran nothing of {', '.join(tests)}: {done.stdout[-300:]}{done.stderr[-300:]}")
+    if done.returncode in (4, 5):  # no such test
+        raise LookupError(f"pytest ran nothing of {', '.join(tests)}: {done.stdout[-300:]}{done.stderr[-300:]}")
     red = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return red[1].removeprefix("tests/") if red else f"pytest ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
 
@@ -286,9 +289,12 @@ def trials(mutants: Iterable[Mutant], tree: Path, known: dict[str, str]) -> Iter
         began = time.monotonic()
         (tree / mutant.path).write_text(mutant.applied(sound), encoding="utf-8")
         hint = known.get(mutant.name, "")
-        red = first_red((hint,), tree) if hint.split("::")[0] in {test.split("::")[0] for test in mutant.tests} else None
-        if red is None or red != hint.removeprefix("tests/"):  # a test that is gone is no red one
-            red = first_red(mutant.tests, tree)
+        hinted = hint.split("::")[0] in {test.split("::")[0] for test in mutant.tests}
+        try:
+            red = first_red((hint,), tree) if hinted else None
+        except LookupError:  # it is gone
+            red = None
+        red = red or first_red(mutant.tests, tree)
         (tree / mutant.path).write_text(sound, encoding="utf-8")
         yield mutant, red, time.monotonic() - began
 

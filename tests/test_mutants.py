@@ -33,6 +33,8 @@ def test_a_mutant_is_caught_and_its_tree_restored(tmp_path: Path) -> None:
     assert red == "test_kernels.py::test_the_coin"
     assert (tmp_path / chosen.path).read_text() == before
     assert first_red(coin.tests, tmp_path) is None
+    with pytest.raises(LookupError, match="one_that_is_gone"):
+        first_red(("tests/test_kernels.py::one_that_is_gone",), tmp_path)
 
 
 def test_the_table_of_a_run_says_what_to_try_first(tmp_path: Path) -> None:
