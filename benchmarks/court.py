@@ -32,7 +32,7 @@ from benchmarks.court_cases import COSTS, END_TO_END, GIVEN, TRIALS, UNTRAINED, 
 from benchmarks.court_controls import REPEATS, hearings, outcomes
 from benchmarks.court_runs import Adjourned, Docket, append, here, read
 from benchmarks.court_table import Ruling, court, rulings, tables
-from benchmarks.ledger import Record
+from benchmarks.ledger import Interrupted, Record
 from benchmarks.mutants import part
 from boltzsample.registry import METHODS
 
@@ -90,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
     except Adjourned:
         print(f"adjourned after {time.monotonic() - began:.0f} s; the same line goes on from here", file=sys.stderr)
         return 75
+    except Interrupted:
+        print("interrupted: that batch is not kept, the others are; the same line goes on from here", file=sys.stderr)
+        return 130
     print(tables(heard, args.all))
     print(f"\n{time.monotonic() - began:.0f} s")
     return int(heard.broken > 0)

@@ -37,21 +37,15 @@ def batches(trial: Trial, replicates: int, seed: int) -> list[tuple[int, int]]:
 def results(trial: Trial, own: int, size: int) -> tuple[bz.Result, ...]:
     """Independent runs made in one call; of a method that trains, runs of one trained proposal, or the whole run with its training.
 
-    Raises KeyboardInterrupt where one of them was cut short, which is no evidence of anything.
+    Raises ledger.Interrupted where one of them was cut short, which is no evidence of anything.
     """
     target, sampler = trial.target, trial.sampler
     settings: dict[str, Any] = {"seed": own, "starts": trial.starts, "progress": False}
     if trial.is_trained and trial.scope != END_TO_END:
-        sampler = _whole_run(bz.sample(target, sampler, n=trial.chains, witness=False, **settings)).sampler
+        sampler = ledger.whole(bz.sample(target, sampler, n=trial.chains, witness=False, **settings)).sampler
         settings["fit"] = False
-    whole = _whole_run(bz.sample(target, sampler, n=trial.n, replicates=size, witness=trial.witness, **settings))
+    whole = ledger.whole(bz.sample(target, sampler, n=trial.n, replicates=size, witness=trial.witness, **settings))
     return whole.replicates or (whole,)
-
-
-def _whole_run(result: bz.Result) -> bz.Result:
-    if any(flag.code == "INTERRUPTED" for flag in result.flags):
-        raise KeyboardInterrupt
-    return result
 
 
 def records(trial: Trial, own: int, size: int) -> list[Record]:

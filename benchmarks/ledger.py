@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import boltzsample as bz
+
 Record = dict[str, Any]
 Key = tuple[Any, ...]
 
@@ -33,6 +35,17 @@ class Job:
     seed: int
     n: int
     version: int = 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C: what bz.sample handed back is not a whole run, and is not kept."""
+
+
+def whole(result: bz.Result) -> bz.Result:
+    """The result, where nothing cut it short. Raises Interrupted."""
+    if any(flag.code == "INTERRUPTED" for flag in result.flags):
+        raise Interrupted
+    return result
 
 
 def append(path: Path, record: Record) -> None:

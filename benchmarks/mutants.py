@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 KNOWN = ROOT / "docs" / "mutants.md"
 COPIED = ("boltzsample", "targets", "tests", "benchmarks", "pyproject.toml", "README.md")
 INDEPENDENT, ANNEALING, FLOWS = "tests/test_independent.py", "tests/test_annealing.py", "tests/test_flow_samplers.py"
+DIRECT = "tests/test_direct.py"
 KERNELS, VIEWS, COURT, BARS = "tests/test_kernels.py", "tests/test_views.py", "tests/test_court.py", "tests/test_expectation.py"
 PATHS = "tests/test_posterior.py"
 REPLICATES, WEIGHTED, METHODS = "tests/test_replicates.py", "tests/test_estimates_weighted.py", "tests/test_methods.py"
@@ -61,7 +62,6 @@ class Mutant:
 
 
 RW, LMC, HAM = "kernels/random_walk.py", "kernels/langevin.py", "kernels/hamiltonian.py"
-DIRECT = "tests/test_direct.py"
 COIN, MOVES, LOOP, ADJUSTED = "kernels/kernel.py", "kernels/transitions.py", "kernels/chains.py", "samplers/mcmc.py"
 BOTH = "(log_p_y + log_q_x_given_y) - (log_p_x + log_q_y_given_x)"
 ENERGY = "(log_p - kinetic) - (state.log_p - kinetic0)"

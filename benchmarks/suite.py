@@ -54,10 +54,6 @@ class Job:
 KEY = tuple(Job.__dataclass_fields__)
 
 
-class Interrupted(Exception):
-    """Ctrl-C: what bz.sample handed back is not a whole run, and is not kept."""
-
-
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
     """Seed after seed, so that a suite stopped half-way has whole tables."""
     names = list(PROBLEMS) if "all" in (args.problem or ()) else args.problem or QUICK
@@ -68,17 +64,15 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
 
 
 def measure(job: Job) -> ledger.Record:
-    """The line of one run; an error of the library is a result like any other. Raises ImportError, Interrupted."""
+    """The line of one run; an error of the library is a result like any other. Raises ImportError, ledger.Interrupted."""
     p = problem(job.problem)
     record = {**asdict(job), **ledger.here(), "threads": torch.get_num_threads()}
     try:
-        result = job.sample(p)
+        result = ledger.whole(job.sample(p))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]} ({Path(where.filename).name}:{where.lineno})"
         return record | {"status": "error", "error": what, "flags": [], "scores": {}, "config": {}}
-    if any(flag.code == "INTERRUPTED" for flag in result.flags):
-        raise Interrupted
     flags = {flag.code: flag.severity for flag in reversed(result.flags)}  # the worst first, so it is what stays
     return record | {"status": str(result.status), "error": None, "flags": flags, "scores": score(p, result), "config": result.config}
 
@@ -94,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         try:
             known[key] = measure(job)
-        except Interrupted:
+        except ledger.Interrupted:
             print("interrupted: that run is not kept, the others are", file=sys.stderr)
             return 130
         ledger.append(args.ledger, known[key])

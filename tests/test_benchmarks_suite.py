@@ -115,7 +115,7 @@ def test_an_error_is_a_line_and_stops_no_other_run(tmp_path: Path, capsys: Any) 
 
 def test_an_interrupted_run_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(job: suite.Job) -> ledger.Record:
-        raise suite.Interrupted
+        raise ledger.Interrupted
 
     monkeypatch.setattr(suite, "measure", interrupted)
     assert quick(tmp_path / "suite.jsonl") == 130

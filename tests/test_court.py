@@ -27,6 +27,7 @@ from benchmarks.court_questions import NORMAL_X0, exact_draws, marginal, order_s
 from benchmarks.court_runs import Adjourned, Docket, batches, read, records
 from benchmarks.court_table import Ruling, court, rule, tables, trial_of
 from benchmarks.court_targets import InBlocks, WideT
+from benchmarks.ledger import Interrupted
 from benchmarks.verdicts import HEADER, RULE, Record, clopper_pearson, is_hit, judge, row, z_score
 from boltzsample.backend import Backend
 from boltzsample.densities import StudentT
@@ -298,7 +299,7 @@ def test_runs_that_were_interrupted_are_no_evidence(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Interrupt, "__enter__", at_once)
     for trial in (TINY, replace(TINY, method="flow-is", scope=GIVEN)):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             list(Docket(path).hear(trial, 3, 0, 1))
     assert not path.exists()
 

@@ -56,6 +56,13 @@ def pair(*shape: int) -> Pair:
     return Pair(torch.randn(*shape), torch.randn(*shape))
 
 
+def moving(target: Any, map: Diagonal | None = None) -> Chains:
+    """Eight compiled chains in three dimensions."""
+    unit = Diagonal(torch.zeros(1, 1, 3), torch.ones(1, 1, 3)) if map is None else map
+    kernel, backend = HMC(h=torch.full((1, 1), 0.8), L=2), Backend(dtype=torch.float32, compile=True)
+    return Chains.start(target, kernel, unit, torch.zeros(1, 8, 3), backend, Stream(0), 10**6)
+
+
 def same(one: Any, other: Any) -> bool:
     return torch.allclose(one[0].a, other[0].a) and torch.allclose(one[0].b, other[0].b) and torch.allclose(one[1], other[1])
 
@@ -165,13 +172,6 @@ def test_a_map_that_the_density_knows_may_change() -> None:
     chains.retune(chains.kernel, Diagonal(torch.zeros(1, 1, 3), 2 * torch.ones(1, 1, 3)))
     x = torch.cat([path.x for path in chains.strides(2000, "second", 4)])
     assert (x.mean((0, 1, 2)) - 3).abs().max() < 0.1 and (x.std((0, 1, 2)) - 1).abs().max() < 0.1
-
-
-def moving(target: Any, map: Diagonal | None = None) -> Chains:
-    """Eight compiled chains in three dimensions."""
-    unit = Diagonal(torch.zeros(1, 1, 3), torch.ones(1, 1, 3)) if map is None else map
-    kernel, backend = HMC(h=torch.full((1, 1), 0.8), L=2), Backend(dtype=torch.float32, compile=True)
-    return Chains.start(target, kernel, unit, torch.zeros(1, 8, 3), backend, Stream(0), 10**6)
 
 
 def test_a_meter_begun_anew_is_no_new_graph(monkeypatch: pytest.MonkeyPatch) -> None:

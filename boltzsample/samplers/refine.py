@@ -105,7 +105,8 @@ def widened(target: Target, best: Draw, rng: Rng, run: Run) -> Draw:
     Where no rounds refine, width is all there is against a tail, and a lucky look is no reason to do without.
     """
     n, doubt = (LAST, 0.0) if target.dim <= REFINED_UP_TO else (2 * LAST, NOISE)
-    n = n if run.must_stop(n, LAST_SHARE) is None else LAST
+    if run.must_stop(n, LAST_SHARE):
+        n = LAST
     if run.must_stop(n, LAST_SHARE):
         return best
     tried = [pilot(target, best.proposal, n, rng, run)]
