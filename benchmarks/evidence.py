@@ -10,8 +10,9 @@ errors reported: of log Z, and of one more number of the problem,
     ratio    log of the mass at x_(d/2) > 0 over the mass below
     weight   the relative error of the larger mode's weight: mean absolute, in percent
 
-A mode .4 times as wide as another has .4^32 of its volume in 32 dimensions: no climb and no ladder of temperatures that starts elsewhere
-comes near it, and the run is wrong and `ok`. It is right where the mode is given by modes=.
+A mode .4 times as wide as another has .4^32 of its volume in 32 dimensions: no random point and no ladder of temperatures that starts
+elsewhere comes near it. Climbs from cold starts, all coordinates equal, find it where it lies along 1_d. Turned away from there the run
+is wrong and `ok`, and right where the mode is given by modes=.
 
 Printed too are the modes found, the ESS said over the true one (1 / E_p[w / Z], from exact draws) where the proposal can be asked, and the
 statuses of log Z.
@@ -72,7 +73,9 @@ CASES: dict[str, Case] = {
     "two-modes-d64": Case(partial(problem, "two-modes-d64"), 20_000, "weight", bound=2.0),
     "two-modes-d32, widths 1:0.4, given": Case(partial(two_modes, 32, widths=WIDTHS), 20_000, "weight", bound=2.0, told=True),
     "two-modes-d64, widths 1:0.4, given": Case(partial(two_modes, 64, widths=WIDTHS), 20_000, "weight", bound=2.0, told=True),
-    "two-modes-d32, widths 1:0.4": Case(partial(two_modes, 32, widths=WIDTHS), 20_000, "weight"),  # wrong, as said above
+    "two-modes-d32, widths 1:0.4": Case(partial(two_modes, 32, widths=WIDTHS), 20_000, "weight", bound=2.0),
+    "two-modes-d64, widths 1:0.4": Case(partial(two_modes, 64, widths=WIDTHS), 20_000, "weight", bound=2.0),
+    "two-modes-d32, widths 1:0.4, turned": Case(partial(two_modes, 32, widths=WIDTHS, turned=True), 20_000, "weight"),  # wrong: see above
 }
 
 

@@ -27,7 +27,8 @@ from targets import problem
 L = 10
 H = 0.05
 STRIDE = 4  # as in samplers.mcmc; one where the batch is large (Chains.stride)
-REPEATS = 7
+REPEATS = 25
+ROUND = 0.07  # seconds of each part of a round: the machine changes its pace within a second
 HEAD = "target | chains | grads/s | L F (us) | noise (us; ns a normal) | rest (us) | rest / L F | compile (s) | accepted | ours / blackjax"
 HELD = (16 << 20, 24 << 20)  # bytes
 
@@ -203,10 +204,10 @@ def peer(case: Case, chains: int) -> Callable[[int], float] | None:
 
 
 def _typical(work: Callable[[], Any]) -> float:
-    """Seconds of one call: their mean over a tenth of a second, as a run's transitions are counted."""
+    """Seconds of one call: the mean over a short while, as a run's transitions are counted."""
     work()
     began, calls = time.perf_counter(), 0
-    while time.perf_counter() - began < 0.1:
+    while time.perf_counter() - began < ROUND / 2:
         work()
         calls += 1
     return (time.perf_counter() - began) / calls
@@ -217,8 +218,8 @@ def measure(name: str, chains: int) -> str:
     case = CASES[name]()
     run, compiling = ours(case, chains)
     other, now = peer(case, chains), floor(case, chains)
-    block = block_steps(case.dim)  # whole blocks of noise, about a quarter second
-    transitions = block * max(1, int(0.25 / max(run(block).seconds, 1e-6)))
+    block = block_steps(case.dim)  # whole blocks of noise
+    transitions = block * max(1, int(ROUND / max(run(block).seconds, 1e-6)))
     rounds = []
     for i in range(REPEATS):
         first = other(transitions) if other and i % 2 else math.nan

@@ -29,7 +29,7 @@ T = TypeVar("T")
 COMPILE_FROM = 10_000  # planned transitions from which 2-19 s of compiling are paid back
 INDUCTOR: dict[str, Any] = {"realize_opcount_threshold": 1, "realize_reads_threshold": 1}  # else unrolled leapfrogs inline into themselves
 ONE_LOOP: dict[str, Any] = {  # small expressions inline, so that gradient and leapfrog have the same loops and become one
-    "realize_opcount_threshold": 8,
+    "realize_opcount_threshold": 24,
     "realize_reads_threshold": 2,
     "cpp.enable_floating_point_contract_flag": "fast",  # multiply-adds: a leapfrog is a chain of them
 }

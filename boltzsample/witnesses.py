@@ -1,6 +1,7 @@
 """Second witnesses: independent looks for mass that the draws may have missed (TRUST.md, the witness rule).
 
-The optimum audit climbs from 256 points that owe nothing to the draws it judges: a scale search of its own, and the wide source.
+The optimum audit climbs from 256 points that owe nothing to the draws it judges: a scale search of its own, points whose coordinates
+are all equal (the cold starts of lattice simulations: in many dimensions no random point is near such a line), and the wide source.
 An optimum is *required* if the climb converged, its Hessian is negative definite, its Laplace share m of all the masses found (and of
 the Z that the draws estimate, where they do) is at least 1e-3 and m n_eff >= 20. It is *visited* if a tenth of m or more of the draws
 lie in the .999 ball of its Laplace Gaussian (one stray chain is no visit), or if as many climbs from 256 of the draws end there and it
@@ -8,8 +9,8 @@ is no more than the top of their own region; weighted draws must pass twice, as 
 heavy draw is none either). For the second way its Laplace mass must be small against the Gaussian mass of the draws,
 median log p + d/2 + 1/2 log det 2 pi S, or it is a spike that they walk past. A required optimum not visited is WITNESS_CONFLICT. The
 audit counts as a witness if at least 64 of its climbs converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS
-says so. What no climb reaches it cannot see: a narrow mode away from the origin, with most of the space flat around it, stays hidden
-from everybody.
+says so. What no climb reaches it cannot see: a narrow mode away from the origin and from that line, with most of the space flat around
+it, stays hidden from everybody.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from boltzsample.flags import Flag, flag
 from boltzsample.gradcheck import show
 from boltzsample.laplace import Laplace
 from boltzsample.maps import Dense, Diagonal
-from boltzsample.samplers.modes import at, optima
+from boltzsample.samplers.modes import at, cold_starts, optima
 from boltzsample.samplers.sampler import ENOUGH_POWER, Run, Verdict, no_look
 from boltzsample.samplers.second_look import both
 from boltzsample.samplers.wide_source import search
@@ -108,10 +109,12 @@ def _why_not(target: Target, run: Run) -> str | None:
 
 
 def _points(target: Target, run: Run, units: Diagonal | Dense) -> Tensor:
-    """CLIMBS points in z: a scale search with a stream of its own, then draws of the wide base; and the user's modes."""
+    """CLIMBS points in z: a scale search with a stream of its own, cold starts, then draws of the wide base; and the user's modes."""
     assert run.starts.base is not None
     found, rows = search(target, run.backend, run.stream.child("audit"))
-    run.ledger.add("witness", (rows, 0))
+    cold = cold_starts(target, found)
+    run.ledger.add("witness", (rows + len(cold), 0))
+    found = torch.cat([found, cold])
     x = run.starts.base.sample(run.stream.child("audit").rng(run.backend.dtype, run.backend.device), CLIMBS - len(found))
     return units.pull(torch.cat([found, x] if run.starts.modes is None else [run.starts.modes, found, x]))
 

@@ -26,11 +26,12 @@ CLIMBS = 4
 
 class Explored(NamedTuple):
     """Points (n, dim): the particles, or those that the search for starts had reached where these did not arrive; the ladder they climbed,
-    if they did, and the relative variance V of their Zhat."""
+    if they did, and the relative variance V of their Zhat; whether climbs have since found a mode that they know nothing of."""
 
     x: Tensor
     ladder: Ladder | None
     variance: float
+    blind: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from boltzsample.mixture import DefensiveMixture
 from boltzsample.samplers.explore import Explored, Explorer
 from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.local import gaussians, local_chains
-from boltzsample.samplers.modes import optima
+from boltzsample.samplers.modes import cold_starts, optima
 from boltzsample.samplers.refine import Draw, finished, floored, pilot
 from boltzsample.samplers.sampler import Run, Sampler, Verdict
 from boltzsample.samplers.second_look import against
@@ -104,7 +104,8 @@ class MixtureIS(Sampler):
         for r, draws in enumerate(replicates):
             own = replace(run, stream=run.stream.child("second look", r))
             smc = self.explorer.again(target, self.explored[r % len(self.explored)], POWER, own) if self.explored else None
-            verdicts.append(compared(log_z(draws), smc, run.starts.modes is not None))
+            told = run.starts.modes is not None or any(e.blind for e in self.explored[r % len(self.explored) :][:1])
+            verdicts.append(compared(log_z(draws), smc, told))
         return verdicts
 
     def _enough(self, n: int) -> int:
@@ -117,7 +118,7 @@ class MixtureIS(Sampler):
         units = run.starts.first_map(run.backend, target.dim)
         seen = self.explorer(target, run)
         view, pool = Pullback(target, units), units.pull(seen.x)
-        hills, member = _modes(view, units, pool, self.modes, run)
+        hills, member, blind = _modes(view, units, pool, self.modes, run)
         local = local_chains(view, hills, pool, member, run)
         rng, k = run.stream.child("pilot").rng(run.backend.dtype, run.backend.device), len(local.z)
         equal = torch.full((k,), -math.log(k), dtype=torch.float64, device=pool.device)
@@ -129,17 +130,18 @@ class MixtureIS(Sampler):
         run.ledger.add("pilot", (len(pool), 0))
         if seen.ladder is not None:  # else the pool is what the search for starts reached, not draws of the target
             done = with_tempered_part(view, done, k, pool, log_p, run.stream.child("tempered part"), run)
-        return done, len(hills), _forgotten(pool, log_p, done), seen._replace(x=seen.x[:0])
+        return done, len(hills), _forgotten(pool, log_p, done), seen._replace(x=seen.x[:0], blind=blind)
 
 
 def compared(estimate: Estimate, smc: Annealed | None, told: bool) -> Verdict:
-    """What the second run says. told: the user named modes, which a run from the wide base need not have found: less than the draws have is
-    then no conflict."""
+    """What the second run says. told: the user named modes, or cold starts alone led to some, which a run from the wide base need not have
+    found: less than the draws have is then no conflict."""
     if smc is None or not math.isfinite(smc.stderr):
         return Verdict()
-    if told and smc.log_z < float(estimate.value):
-        return Verdict((), f"SMC from the wide base: log Z {smc.log_z:.3f}, less than the draws have with the modes given")
-    return against(estimate, smc, "from the wide base")
+    verdict = against(estimate, smc, "from the wide base")
+    if told and verdict.flags and smc.log_z < float(estimate.value):
+        return Verdict((), f"SMC from the wide base: log Z {smc.log_z:.3f}, less than the draws have with the modes given or climbed to")
+    return verdict
 
 
 def _weighed(first: Draw) -> Any:
@@ -150,19 +152,20 @@ def _weighed(first: Draw) -> Any:
     return floored(first.proposal.reshared(mass.clamp(min=1e-12)), first.proposal.components)
 
 
-def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run: Run) -> tuple[list[Laplace], Tensor]:
-    """The optima, up to `most`, that climbs from the pool (n, dim), the wide base and the user's modes end at; the one that each point of
-    the pool belongs to (n,), -1 for those that did not climb."""
+def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run: Run) -> tuple[list[Laplace], Tensor, bool]:
+    """The optima, up to `most`, that climbs from the pool (n, dim), the wide base, the user's modes and cold starts end at; the one that
+    each point of the pool belongs to (n,), -1 for those that did not climb; whether one was reached from cold starts alone."""
     base, rng = run.starts.base, run.stream.child("climbs").rng(run.backend.dtype, run.backend.device)
     chosen = torch.linspace(0, len(pool) - 1, min(len(pool), CLIMBS // 2), device=pool.device).long()
     parts = [pool[chosen]] + ([] if base is None else [units.pull(base.sample(rng, CLIMBS - len(chosen)))])
     if run.starts.modes is not None:
         parts.append(units.pull(run.starts.modes))
-    z = torch.cat(parts)
+    cold = units.pull(cold_starts(view.target, pool))
+    z = torch.cat([*parts, cold])
     with run.progress.phase("climbs", 1):
         climbs = ascend(view, z, reach=(0.1 * z.norm(dim=-1)).clamp(min=1.0), rounds=ROUNDS)
         seen = optima(view, climbs, most)
-    run.ledger.add("climbs", (0, climbs.rows + seen.rows))
+    run.ledger.add("climbs", (len(cold), climbs.rows + seen.rows))
     top = max((hill.log_mass for hill in seen.hills), default=0.0)
     kept = [k for k, hill in enumerate(seen.hills) if hill.log_mass > top - NEGLIGIBLE]
     number = torch.full((len(seen.hills) + 1,), -1, device=pool.device)
@@ -170,7 +173,8 @@ def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run
     member = torch.full((len(pool),), -1, device=pool.device)
     member[chosen] = number[seen.reached[: len(chosen)]]
     hills = [seen.hills[k] for k in kept]
-    return hills, _near(hills, pool, member)
+    warm = seen.reached[: len(z) - len(cold)]
+    return hills, _near(hills, pool, member), any(not bool((warm == k).any()) for k in kept)
 
 
 def _near(hills: list[Laplace], pool: Tensor, member: Tensor) -> Tensor:
