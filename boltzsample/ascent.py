@@ -20,6 +20,7 @@ from boltzsample.target import Target, log_prob_and_grad
 MEMORY = 10
 ARMIJO = 1e-4  # fraction of the predicted gain that a step must bring
 DECREMENT = 1e-7  # converged when the quadratic model promises less than this many nats
+NOTHING = 1e-10  # or when a whole step fails for which the gradient promises no more than this: a climb begun at an optimum has no model
 
 
 class Ascent(NamedTuple):
@@ -111,6 +112,7 @@ def _round(target: Target, c: _Climb, who: Tensor) -> None:
     slope = (c.r[who] * c.grad[who]).sum(-1)
     noise = 4 * torch.finfo(trial.dtype).eps * c.log_p[who].abs()  # a gain that rounding hides is a gain all the same
     good = (log_p >= c.log_p[who] + ARMIJO * c.t[who] * slope - noise) & log_p.isfinite() & grad.isfinite().all(-1)
+    c.converged[who] = ~good & log_p.isfinite() & (c.t[who] == 1) & (slope < NOTHING)
     c.t[who] = torch.where(good, c.t[who], 0.3 * c.t[who])
     won, kept = who[good], good.nonzero()[:, 0]
     _remember(c, won, trial[kept] - c.x[won], c.grad[won] - grad[kept])

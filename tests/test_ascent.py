@@ -111,6 +111,14 @@ def test_at_the_top_already(dtype: torch.dtype) -> None:
     assert bool(top.converged.all()) and top.rows == counted.total == 3 and top.x.dtype == dtype
 
 
+def test_at_the_top_up_to_rounding() -> None:
+    """Steps along a gradient of rounding errors fail or lead nowhere, and with no step made there is no memory that says it is the top."""
+    narrow = bz.from_log_prob(lambda x: -((x - 1) / 0.09).square().sum(-1) / 2 + 29.3, dim=32)
+    x = 1 + 1e-15 * points(64, 32).sign()
+    top = ascend(narrow, x, reach=25.0, rounds=80)
+    assert bool(top.converged.all()) and top.rows < 64 * 10 and torch.allclose(top.x, x, atol=1e-9)
+
+
 def test_without_a_top_nothing_converges() -> None:
     top = ascend(bz.from_log_prob(lambda x: x.square().sum(-1), dim=2), points(3, 2), reach=1.0, rounds=60)
     assert not bool(top.converged.any())

@@ -13,7 +13,7 @@ from boltzsample.target import Target
 
 SAME = 0.01  # (x - x*)^T H (x - x*) / dim of climbs that ended at the same optimum
 NEAR = 0.05  # distance / sqrt(dim) of points that are no optimum, and need not be asked one by one
-COLD = (-3, 3, 13)  # log10 of the coordinates of cold starts: half a decade apart, and climbs from half of 1_d to twice it end at 1_d
+COLD = (-2.875, 2.875, 24)  # log10 of the coordinates of cold starts, the first, the last, and how many: a quarter of a decade apart
 
 
 class Optima(NamedTuple):
@@ -50,7 +50,8 @@ def optima(target: Target, climbs: Ascent, most: int) -> Optima:
 
 def cold_starts(target: Target, like: Tensor) -> Tensor:
     """Points (k, dim) of finite log_prob whose coordinates are all equal, of both signs, in the dtype of `like`: the cold starts of lattice
-    simulations. In many dimensions no random point comes near such a line. Price: a row for each of 26.
+    simulations. In many dimensions no random point comes near such a line. A mode at c 1_d, k < 1 times as wide as another at -c 1_d, has
+    all of that line from c / (1 + k) to c / (1 - k) to itself. Price: a row for each of 48.
     """
     c = torch.logspace(*COLD, dtype=like.dtype, device=like.device)
     x = torch.cat([-c, c])[:, None].expand(-1, like.shape[-1])
