@@ -13,19 +13,22 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 import boltzsample as bz
 from boltzsample.ascent import ascend
 from boltzsample.backend import Backend
+from boltzsample.estimates import evidence
 from boltzsample.laplace import Laplace
 from boltzsample.maps import Dense, Diagonal
 from boltzsample.mixture import DefensiveMixture, fit_em
 from boltzsample.progress import Interrupt, Progress
+from boltzsample.samplers.frozen_smc import Annealed
 from boltzsample.samplers.local import Local, gaussians
-from boltzsample.samplers.mixture_is import _near
-from boltzsample.samplers.modes import optima
+from boltzsample.samplers.mixture_is import _near, compared
+from boltzsample.samplers.modes import cold_starts, optima
 from boltzsample.samplers.refine import LAST, LAST_SHARE, Draw, pilot, widened
 from boltzsample.samplers.sampler import Budget, Ledger, Run
 from boltzsample.samplers.starts import Starts
 from boltzsample.samplers.tempered_part import LOOK, with_tempered_part
 from boltzsample.streams import Stream
 from targets import problem
+from targets.modes import two_modes
 from tests.counted import Counted
 from tests.small import codes, normal
 
@@ -170,6 +173,30 @@ def test_modes_that_are_not_fitted_are_told() -> None:
     few, all = (bz.sample(problem("two-modes-d32").target, bz.MixtureIS(modes=k), n=500, seed=0, witness=False) for k in (1, 64))
     assert "FORGOTTEN_MASS" in codes(few) and few.status == "untrusted" and few.sampler.forgotten[0] > 0.2  # type: ignore[attr-defined]
     assert "FORGOTTEN_MASS" not in codes(all)
+
+
+def test_a_narrow_mode_on_the_line_of_cold_starts_is_weighed() -> None:
+    """A third of the mass in .4^32 of the volume: no particle of the exploration comes near it, and the second look owns to that."""
+    width = 0.05**0.5
+    result = bz.sample(two_modes(widths=(width, 0.4 * width), offset=0.8).target, "mixture-is", n=4_000, seed=0)
+    share = result.probability(lambda x: x[..., 0] > 0)
+    assert share.status == "ok" and abs(float(share.value) - 1 / 3) < 4 * float(share.stderr) < 0.06
+    assert abs(float(result.log_z().value)) < 4 * float(result.log_z().stderr) and "modes given or climbed to" in result.summary()
+
+
+def test_cold_starts_lie_in_the_support() -> None:
+    above = bz.from_log_prob(lambda x: torch.where((x > 0).all(-1), -x.sum(-1), -torch.inf), dim=5)
+    x = cold_starts(above, torch.zeros(1, 5))
+    assert x.shape == (24, 5) and x.dtype == torch.float32 and bool((x == x[:, :1]).all()) and float(x.min()) > 0
+    assert cold_starts(normal(), torch.zeros(1, 2)).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("log_z", "told", "conflict"), [(-0.4, False, True), (-0.4, True, False), (0.4, True, True), (0.0, True, False)])
+def test_a_second_look_that_cannot_know_a_mode_may_have_less(log_z: float, told: bool, conflict: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    draws = bz.Draws.from_arrays(torch.zeros(4000, 1, dtype=F64), log_weight=0.1 * torch.randn(4000, generator=g, dtype=F64))
+    verdict = compared(evidence.log_z(draws), Annealed(draws.x[:, 0], log_z, 0.02**2, 1000, 0), told)
+    assert bool(verdict.flags) is conflict and (verdict.sees is not None) is (log_z == 0)
 
 
 def test_a_fitted_mixture_is_used_as_it_is() -> None:

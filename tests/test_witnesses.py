@@ -16,6 +16,7 @@ from boltzsample.target import Target
 from boltzsample.witnesses import BALL, CLIMBS, ENOUGH, SHARE, no_audit
 from targets import problem
 from targets.mixture import GaussianMixture
+from targets.modes import two_modes
 from tests.counted import Counted
 from tests.small import SMALL, codes, no_gradient, normal, normal_log_prob, sample, severity
 
@@ -97,6 +98,13 @@ def test_unequal_widths() -> None:
     """A mode half as wide holds a quarter of the peak's mass at equal height; its share is of masses, not of heights."""
     conflict = next(f for f in from_left(two(0.4, scale=0.5)).flags if f.code == "WITNESS_CONFLICT")
     assert conflict.value == pytest.approx(0.4, rel=1e-3)
+
+
+def test_a_narrow_mode_in_many_dimensions_is_seen_from_cold_starts() -> None:
+    """Chains in the wide mode of a pair of widths 1 : .4 in 32 dimensions: no random point climbs to the other one."""
+    target = two_modes(widths=(0.2, 0.08), offset=1.7).target
+    found = sample(target, bz.MCMC(chains=64, warmup=50), n=1600, starts=torch.full((1, 32), -1.7))
+    assert "WITNESS_CONFLICT" in codes(found) and "1.7" in found.summary()
 
 
 def test_three_conflicts_at_most_are_told() -> None:

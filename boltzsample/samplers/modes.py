@@ -13,6 +13,7 @@ from boltzsample.target import Target
 
 SAME = 0.01  # (x - x*)^T H (x - x*) / dim of climbs that ended at the same optimum
 NEAR = 0.05  # distance / sqrt(dim) of points that are no optimum, and need not be asked one by one
+FEW = 4  # dimensions, in which climbs from random points do as well
 COLD = (-2.875, 2.875, 24)  # log10 of the coordinates of cold starts, the first, the last, and how many: a quarter of a decade apart
 
 
@@ -51,8 +52,10 @@ def optima(target: Target, climbs: Ascent, most: int) -> Optima:
 def cold_starts(target: Target, like: Tensor) -> Tensor:
     """Points (k, dim) of finite log_prob whose coordinates are all equal, of both signs, in the dtype of `like`: the cold starts of lattice
     simulations. In many dimensions no random point comes near such a line. A mode at c 1_d, k < 1 times as wide as another at -c 1_d, has
-    all of that line from c / (1 + k) to c / (1 - k) to itself. Price: a row for each of 48.
+    all of that line from c / (1 + k) to c / (1 - k) to itself. None in up to four dimensions. Price: a row for each of 48.
     """
+    if like.shape[-1] <= FEW:
+        return like[:0]
     c = torch.logspace(*COLD, dtype=like.dtype, device=like.device)
     x = torch.cat([-c, c])[:, None].expand(-1, like.shape[-1])
     return x[target.log_prob(x).isfinite()]
