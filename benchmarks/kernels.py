@@ -4,8 +4,10 @@ A transition costs L F + noise + rest: F is one value-and-gradient inside a comp
 
     F = (time of a graph with 20 chained ones - time of one with 10) / 10,
 
-noise is the drawing of momenta and coins within the same runs, rest is the library's own share. With blackjax installed (extra
-`bench`) its vmapped, jitted HMC runs beside ours: the same target, step size and chains, float32, order alternated, medians of the pairs.
+noise is the drawing of momenta and coins within the same runs, rest is the library's own share. The graphs of F keep every
+intermediate in memory (SPEED.md, 3), which the transitions no longer do; `inlined` is rest / L F where they are compiled as
+transitions are. With blackjax installed (extra `bench`) its vmapped, jitted HMC runs beside ours: the same target, step size
+and chains, float32, order alternated, medians of the pairs.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ H = 0.05
 STRIDE = 4  # as in samplers.mcmc; one where the batch is large (Chains.stride)
 REPEATS = 25
 ROUND = 0.07  # seconds of each part of a round: the machine changes its pace within a second
-HEAD = "target | chains | grads/s | L F (us) | noise (us; ns a normal) | rest (us) | rest / L F | compile (s) | accepted | ours / blackjax"
+HEAD = "target | chains | grads/s | L F (us) | noise (us; ns a normal) | rest (us) | rest / L F | inlined | "
+HEAD += "compile (s) | accepted | ours / blackjax"
 HELD = (16 << 20, 24 << 20)  # bytes
 
 
@@ -151,10 +154,10 @@ def _clocked(moving: Any) -> list[float]:
     return taken
 
 
-def floor(case: Case, chains: int) -> Callable[[], float]:
+def floor(case: Case, chains: int, inlined: bool = False) -> Callable[[], float]:
     """A function that says F, seconds of one value-and-gradient of the batch inside a compiled graph, as they are now."""
     from boltzsample import from_log_prob
-    from boltzsample.backend import compile_whole
+    from boltzsample.backend import INDUCTOR, ONE_LOOP, compile_whole
     from boltzsample.target import log_prob_and_grad
 
     target = from_log_prob(case.log_prob, case.dim)
@@ -166,7 +169,7 @@ def floor(case: Case, chains: int) -> Callable[[], float]:
                 x = x + 1e-3 * grad + 1e-30 * log_p[:, None]
             return x
 
-        return compile_whole(graph)
+        return compile_whole(graph, ONE_LOOP if inlined else INDUCTOR)
 
     x = 0.1 * torch.randn(chains, case.dim, generator=torch.Generator().manual_seed(1))
     ten, twenty = chained(10), chained(20)
@@ -217,21 +220,22 @@ def measure(name: str, chains: int) -> str:
     """One row of the table."""
     case = CASES[name]()
     run, compiling = ours(case, chains)
-    other, now = peer(case, chains), floor(case, chains)
+    other, now, inlined = peer(case, chains), floor(case, chains), floor(case, chains, inlined=True)
     block = block_steps(case.dim)  # whole blocks of noise
     transitions = block * max(1, int(ROUND / max(run(block).seconds, 1e-6)))
     rounds = []
     for i in range(REPEATS):
         first = other(transitions) if other and i % 2 else math.nan
-        mine, f = run(transitions), now()
-        rounds.append((mine, f, other(transitions) if other and not i % 2 else first))
-    per, z = (statistics.median(getattr(mine, part) for mine, _, _ in rounds) / transitions for part in ("seconds", "noise"))
-    ratio = statistics.median(theirs / mine.seconds for mine, _, theirs in rounds)
-    left = [((mine.seconds - mine.noise) / transitions - L * f, f) for mine, f, _ in rounds]
-    rest, share, f = (statistics.median(part) for part in zip(*((r, r / (L * f), f) for r, f in left), strict=True))
-    rates = f"{L * chains / per:.1e} | {L * f * 1e6:.0f} | {z * 1e6:.0f} ({z * 1e9 / (chains * case.dim):.1f}) | {rest * 1e6:.0f}"
+        mine, f, g = run(transitions), now(), inlined()
+        rounds.append((mine, f, g, other(transitions) if other and not i % 2 else first))
+    per, z = (statistics.median(getattr(mine, part) for mine, *_ in rounds) / transitions for part in ("seconds", "noise"))
+    ratio = statistics.median(theirs / mine.seconds for mine, *_, theirs in rounds)
+    moved = [((mine.seconds - mine.noise) / transitions, L * f, L * g) for mine, f, g, _ in rounds]
+    parts = zip(*((f, t - f, t / f - 1, t / g - 1) for t, f, g in moved), strict=True)
+    f, rest, share, strict = (statistics.median(part) for part in parts)
+    rates = f"{L * chains / per:.1e} | {f * 1e6:.0f} | {z * 1e6:.0f} ({z * 1e9 / (chains * case.dim):.1f}) | {rest * 1e6:.0f}"
     accepted = rounds[0][0].accepted  # a rejected trajectory costs another time: it may have left all scales
-    return f"| {name} | {chains} | {rates} | {share:.2f} | {compiling:.0f} | {accepted:.2f} | {ratio:.2f} |"
+    return f"| {name} | {chains} | {rates} | {share:.2f} | {strict:.2f} | {compiling:.0f} | {accepted:.2f} | {ratio:.2f} |"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,7 +20,8 @@ from boltzsample.target import Target, log_prob_and_grad
 MEMORY = 10
 ARMIJO = 1e-4  # fraction of the predicted gain that a step must bring
 DECREMENT = 1e-7  # converged when the quadratic model promises less than this many nats
-NOTHING = 1e-10  # or when a whole step fails for which the gradient promises no more than this: a climb begun at an optimum has no model
+NOTHING = 1e-6  # or when no step is a gain, however short, and the gradient had promised less: begun at the top there is no model
+LEAST_STEP = 1e-12  # of the first one tried
 
 
 class Ascent(NamedTuple):
@@ -82,7 +83,7 @@ def ascend(target: Target, x: Tensor, *, reach: Tensor | float, rounds: int, cei
     state.aim(able.nonzero()[:, 0])
     rows = n
     for _ in range(rounds):
-        who = (able & ~state.converged & (state.t > 1e-12) & (state.log_p < ceiling)).nonzero()[:, 0]
+        who = (able & ~state.converged & (state.t > LEAST_STEP) & (state.log_p < ceiling)).nonzero()[:, 0]
         if len(who) == 0:
             break
         rows += len(who)
@@ -112,8 +113,8 @@ def _round(target: Target, c: _Climb, who: Tensor) -> None:
     slope = (c.r[who] * c.grad[who]).sum(-1)
     noise = 4 * torch.finfo(trial.dtype).eps * c.log_p[who].abs()  # a gain that rounding hides is a gain all the same
     good = (log_p >= c.log_p[who] + ARMIJO * c.t[who] * slope - noise) & log_p.isfinite() & grad.isfinite().all(-1)
-    c.converged[who] = ~good & log_p.isfinite() & (c.t[who] == 1) & (slope < NOTHING)
     c.t[who] = torch.where(good, c.t[who], 0.3 * c.t[who])
+    c.converged[who] = (c.t[who] <= LEAST_STEP) & log_p.isfinite() & (slope < NOTHING)
     won, kept = who[good], good.nonzero()[:, 0]
     _remember(c, won, trial[kept] - c.x[won], c.grad[won] - grad[kept])
     c.x[won], c.log_p[won], c.grad[won] = trial[kept], log_p[kept], grad[kept]

@@ -1,14 +1,14 @@
 """Second witnesses: independent looks for mass that the draws may have missed (TRUST.md, the witness rule).
 
-The optimum audit climbs from 256 points that owe nothing to the draws it judges: a scale search of its own, points whose coordinates
-are all equal (the cold starts of lattice simulations: in many dimensions no random point is near such a line), and the wide source.
+The optimum audit climbs from 256 points that owe nothing to the draws it judges, a scale search of its own and the wide source; and from
+cold starts, where all coordinates are equal (as lattice simulations do: in many dimensions no random point is near that line).
 An optimum is *required* if the climb converged, its Hessian is negative definite, its Laplace share m of all the masses found (and of
 the Z that the draws estimate, where they do) is at least 1e-3 and m n_eff >= 20. It is *visited* if a tenth of m or more of the draws
 lie in the .999 ball of its Laplace Gaussian (one stray chain is no visit), or if as many climbs from 256 of the draws end there and it
 is no more than the top of their own region; weighted draws must pass twice, as weighted, and with a hundredth of m before they are (one
 heavy draw is none either). For the second way its Laplace mass must be small against the Gaussian mass of the draws,
 median log p + d/2 + 1/2 log det 2 pi S, or it is a spike that they walk past. A required optimum not visited is WITNESS_CONFLICT. The
-audit counts as a witness if at least 64 of its climbs converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS
+audit counts as a witness if at least 64 of the 256 climbs converged, or all that did not fail reached one optimum; otherwise SINGLE_WITNESS
 says so. What no climb reaches it cannot see: a narrow mode away from the origin and from that line, with most of the space flat around
 it, stays hidden from everybody.
 """
@@ -81,9 +81,12 @@ def optimum_audit(target: Target, replicates: list[Draws], map: Diagonal | Dense
     units = _units(map if map is not None else run.starts.first_map(run.backend, target.dim))
     view = Pullback(target, units)
     with run.progress.phase("optimum audit", 1) as bar:
-        climbs = _climb(view, _points(target, run, units), run)
+        points, cold = _points(target, run, units)
+        climbs = _climb(view, torch.cat([points, cold]), run)
         optima, group = _optima(view, climbs, run)
-        verdicts = [_judge(view, climbs, optima, group, draws, units, run) for draws in replicates]
+        n = len(points)  # cold starts, the same ones in every run, are no witnesses
+        own = Ascent(climbs.x[:n], climbs.log_p[:n], climbs.grad[:n], climbs.converged[:n], climbs.rows)
+        verdicts = [_judge(view, own, optima, group[:n], draws, units, run) for draws in replicates]
         bar.update(1, evaluations=run.ledger.total)
     return verdicts
 
@@ -108,15 +111,15 @@ def _why_not(target: Target, run: Run) -> str | None:
     return "the run was interrupted before the optimum audit" if why == "INTERRUPTED" else "no budget was left for the optimum audit"
 
 
-def _points(target: Target, run: Run, units: Diagonal | Dense) -> Tensor:
-    """CLIMBS points in z: a scale search with a stream of its own, cold starts, then draws of the wide base; and the user's modes."""
+def _points(target: Target, run: Run, units: Diagonal | Dense) -> tuple[Tensor, Tensor]:
+    """CLIMBS points in z: a scale search with a stream of its own, then draws of the wide base; and the user's modes. Cold starts."""
     assert run.starts.base is not None
     found, rows = search(target, run.backend, run.stream.child("audit"))
-    cold = cold_starts(target, found)
-    run.ledger.add("witness", (rows + len(cold), 0))
-    found = torch.cat([found, cold])
+    cold, more = cold_starts(target, found)
+    run.ledger.add("witness", (rows + more, 0))
     x = run.starts.base.sample(run.stream.child("audit").rng(run.backend.dtype, run.backend.device), CLIMBS - len(found))
-    return units.pull(torch.cat([found, x] if run.starts.modes is None else [run.starts.modes, found, x]))
+    points = [found, x] if run.starts.modes is None else [run.starts.modes, found, x]
+    return units.pull(torch.cat(points)), units.pull(cold)
 
 
 def _climb(view: Pullback, z: Tensor, run: Run) -> Ascent:

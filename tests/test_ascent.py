@@ -111,12 +111,21 @@ def test_at_the_top_already(dtype: torch.dtype) -> None:
     assert bool(top.converged.all()) and top.rows == counted.total == 3 and top.x.dtype == dtype
 
 
-def test_at_the_top_up_to_rounding() -> None:
+@pytest.mark.parametrize("height", [0.0, 29.3])
+@pytest.mark.parametrize("away", [1e-15, 1e-13, 1e-12, 1e-9])
+def test_at_the_top_up_to_rounding(away: float, height: float) -> None:
     """Steps along a gradient of rounding errors fail or lead nowhere, and with no step made there is no memory that says it is the top."""
-    narrow = bz.from_log_prob(lambda x: -((x - 1) / 0.09).square().sum(-1) / 2 + 29.3, dim=32)
-    x = 1 + 1e-15 * points(64, 32).sign()
-    top = ascend(narrow, x, reach=25.0, rounds=80)
-    assert bool(top.converged.all()) and top.rows < 64 * 10 and torch.allclose(top.x, x, atol=1e-9)
+    narrow = bz.from_log_prob(lambda x: -((x - 1) / 0.09).square().sum(-1) / 2 + height, dim=32)
+    top = ascend(narrow, 1 + away * points(64, 32).sign(), reach=25.0, rounds=80)
+    assert bool(top.converged.all()) and torch.allclose(top.x, torch.ones(1, 32, dtype=top.x.dtype), atol=1e-8)
+
+
+def test_a_long_step_that_fails_on_a_floor_is_no_top() -> None:
+    """exp(-r^2 / 2) on a floor that falls by 1e-13 r^2: the gradient promises next to nothing, and 40 nats are not far."""
+    floor = bz.from_log_prob(lambda x: torch.logaddexp(-0.5 * x.square().sum(-1), -40 - 1e-13 * x.square().sum(-1)), dim=8)
+    x = torch.nn.functional.normalize(points(64, 8), dim=-1)
+    top = ascend(floor, 12 * x, reach=30.0, rounds=200)
+    assert bool((top.log_p[top.converged] > -1e-6).all()) and bool(top.converged.any())
 
 
 def test_without_a_top_nothing_converges() -> None:

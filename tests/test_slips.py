@@ -27,6 +27,7 @@ from boltzsample.samplers.window import GRID, Window, between, window
 from boltzsample.schedules import OU, Levels, Localization
 from boltzsample.streams import Stream
 from targets import problem
+from targets.modes import two_modes
 from tests.small import codes, no_gradient, normal, severity
 
 SMALL = Explorer(particles=256)
@@ -229,3 +230,10 @@ def test_replicates_of_a_fitted_sampler() -> None:
     assert len(r.replicates) == 3 and r.draws.scope == "given this guide"
     p = r.probability(right)
     assert abs(p.value - RIGHT) < 4.5 * p.stderr
+
+
+def test_a_mode_that_cold_starts_found_is_no_conflict() -> None:
+    """The second look's particles cannot know of it, as in mixture-is, whose fit slips starts from."""
+    width = 0.05**0.5
+    result = bz.sample(two_modes(widths=(width, 0.4 * width), offset=0.8).target, bz.SLIPS(levels=3, inner=bz.Inner(2, 1)), n=200, seed=0)
+    assert "WITNESS_CONFLICT" not in codes(result) and abs(float(result.log_z().value)) < 5 * float(result.log_z().stderr)

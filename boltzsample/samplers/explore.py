@@ -26,12 +26,12 @@ CLIMBS = 4
 
 class Explored(NamedTuple):
     """Points (n, dim): the particles, or those that the search for starts had reached where these did not arrive; the ladder they climbed,
-    if they did, and the relative variance V of their Zhat; whether climbs have since found a mode that they know nothing of."""
+    if they did, and the relative variance V of their Zhat; the share of the mass in modes found since that they do not know."""
 
     x: Tensor
     ladder: Ladder | None
     variance: float
-    blind: bool = False
+    blind: float = 0.0
 
 
 @dataclass(frozen=True)

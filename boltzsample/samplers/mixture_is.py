@@ -1,7 +1,7 @@
 """mixture-is: find the modes, run chains in every one of them, fit a mixture, weigh its draws.
 
-    explore   a small SMC up from the wide base, climbs from its particles, from the wide base and from the points the search reached:
-              the optima they end at are the modes (modes.py)
+    explore   a small SMC up from the wide base, climbs from its particles, from the wide base, from the user's modes and from cold
+              starts: the optima they end at are the modes (modes.py)
     fit       local chains in every mode at once, a Gaussian for each from draws and scores (local.py)
     improve   a few rounds of adaptive importance sampling, in which components are born where the mixture is thin; all of them a little
               wider, where the weights have a tail (refine.py); a tenth of it fitted to the tempered target, where modes bend
@@ -103,9 +103,9 @@ class MixtureIS(Sampler):
         verdicts = []
         for r, draws in enumerate(replicates):
             own = replace(run, stream=run.stream.child("second look", r))
-            smc = self.explorer.again(target, self.explored[r % len(self.explored)], POWER, own) if self.explored else None
-            told = run.starts.modes is not None or any(e.blind for e in self.explored[r % len(self.explored) :][:1])
-            verdicts.append(compared(log_z(draws), smc, told))
+            seen = self.explored[r % len(self.explored)] if self.explored else None
+            smc = None if seen is None else self.explorer.again(target, seen, POWER, own)
+            verdicts.append(compared(log_z(draws), smc, run.starts.modes is not None, 0.0 if seen is None else seen.blind))
         return verdicts
 
     def _enough(self, n: int) -> int:
@@ -133,15 +133,21 @@ class MixtureIS(Sampler):
         return done, len(hills), _forgotten(pool, log_p, done), seen._replace(x=seen.x[:0], blind=blind)
 
 
-def compared(estimate: Estimate, smc: Annealed | None, told: bool) -> Verdict:
-    """What the second run says. told: the user named modes, or cold starts alone led to some, which a run from the wide base need not have
-    found: less than the draws have is then no conflict."""
+def compared(estimate: Estimate, smc: Annealed | None, told: bool, blind: float = 0.0) -> Verdict:
+    """What the second run says. told: the user named modes, which a run from the wide base need not have found: less than the draws have is
+    then no conflict. blind: the share of the mass in modes that cold starts alone led to: so much may be missing."""
     if smc is None or not math.isfinite(smc.stderr):
         return Verdict()
     verdict = against(estimate, smc, "from the wide base")
-    if told and verdict.flags and smc.log_z < float(estimate.value):
-        return Verdict((), f"SMC from the wide base: log Z {smc.log_z:.3f}, less than the draws have with the modes given or climbed to")
-    return verdict
+    if not verdict.flags or smc.log_z > float(estimate.value):
+        return verdict
+    if told:
+        return Verdict((), f"SMC from the wide base: log Z {smc.log_z:.3f}, less than the draws have with the modes given")
+    lacks = -math.log1p(-min(blind, 1 - 1e-12))
+    if against(replace(estimate, value=estimate.value - lacks), smc).flags:
+        return verdict
+    said = f"without the {blind:.0%} that climbs from cold starts found"
+    return Verdict((), f"SMC from the wide base: log Z {smc.log_z:.3f}, as it has to be {said}")
 
 
 def _weighed(first: Draw) -> Any:
@@ -152,20 +158,21 @@ def _weighed(first: Draw) -> Any:
     return floored(first.proposal.reshared(mass.clamp(min=1e-12)), first.proposal.components)
 
 
-def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run: Run) -> tuple[list[Laplace], Tensor, bool]:
+def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run: Run) -> tuple[list[Laplace], Tensor, float]:
     """The optima, up to `most`, that climbs from the pool (n, dim), the wide base, the user's modes and cold starts end at; the one that
-    each point of the pool belongs to (n,), -1 for those that did not climb; whether one was reached from cold starts alone."""
+    each point of the pool belongs to (n,), -1 for those that did not climb; the share of the mass in those that only cold starts found."""
     base, rng = run.starts.base, run.stream.child("climbs").rng(run.backend.dtype, run.backend.device)
     chosen = torch.linspace(0, len(pool) - 1, min(len(pool), CLIMBS // 2), device=pool.device).long()
     parts = [pool[chosen]] + ([] if base is None else [units.pull(base.sample(rng, CLIMBS - len(chosen)))])
     if run.starts.modes is not None:
         parts.append(units.pull(run.starts.modes))
-    cold = units.pull(cold_starts(view.target, pool))
+    cold, asked = cold_starts(view.target, pool)
+    cold = units.pull(cold)
     z = torch.cat([*parts, cold])
     with run.progress.phase("climbs", 1):
         climbs = ascend(view, z, reach=(0.1 * z.norm(dim=-1)).clamp(min=1.0), rounds=ROUNDS)
         seen = optima(view, climbs, most)
-    run.ledger.add("climbs", (len(cold), climbs.rows + seen.rows))
+    run.ledger.add("climbs", (asked, climbs.rows + seen.rows))
     top = max((hill.log_mass for hill in seen.hills), default=0.0)
     kept = [k for k, hill in enumerate(seen.hills) if hill.log_mass > top - NEGLIGIBLE]
     number = torch.full((len(seen.hills) + 1,), -1, device=pool.device)
@@ -173,8 +180,14 @@ def _modes(view: Pullback, units: Diagonal | Dense, pool: Tensor, most: int, run
     member = torch.full((len(pool),), -1, device=pool.device)
     member[chosen] = number[seen.reached[: len(chosen)]]
     hills = [seen.hills[k] for k in kept]
-    warm = seen.reached[: len(z) - len(cold)]
-    return hills, _near(hills, pool, member), any(not bool((warm == k).any()) for k in kept)
+    return hills, _near(hills, pool, member), _unknown(hills, pool, number[seen.reached[: len(z) - len(cold)]])
+
+
+def _unknown(hills: list[Laplace], pool: Tensor, warm: Tensor) -> float:
+    """The share of Laplace's masses in hills that hold no point of the pool (n, dim), and that none of the `warm` climbs ended at."""
+    far = [not bool((warm == k).any() | (hill.radius2(pool) < 4 * pool.shape[-1]).any()) for k, hill in enumerate(hills)]
+    share = torch.softmax(torch.tensor([hill.log_mass for hill in hills], dtype=torch.float64), 0)
+    return float(share[torch.tensor(far, dtype=torch.bool)].sum())
 
 
 def _near(hills: list[Laplace], pool: Tensor, member: Tensor) -> Tensor:

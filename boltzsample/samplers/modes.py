@@ -49,16 +49,16 @@ def optima(target: Target, climbs: Ascent, most: int) -> Optima:
     return Optima(hills, reached, bool(left.any()), rows)
 
 
-def cold_starts(target: Target, like: Tensor) -> Tensor:
-    """Points (k, dim) of finite log_prob whose coordinates are all equal, of both signs, in the dtype of `like`: the cold starts of lattice
-    simulations. In many dimensions no random point comes near such a line. A mode at c 1_d, k < 1 times as wide as another at -c 1_d, has
-    all of that line from c / (1 + k) to c / (1 - k) to itself. None in up to four dimensions. Price: a row for each of 48.
+def cold_starts(target: Target, like: Tensor) -> tuple[Tensor, int]:
+    """Points (k, dim) of finite log_prob whose coordinates are all equal, of both signs, in the dtype of `like`, and the rows spent: the
+    cold starts of lattice simulations. In many dimensions no random point comes near such a line. Of modes at -c 1_d and c 1_d the second,
+    k < 1 times as wide, has the line from c (1 - k) / (1 + k) to c (1 + k) / (1 - k) to itself. None in up to four dimensions.
     """
     if like.shape[-1] <= FEW:
-        return like[:0]
+        return like[:0], 0
     c = torch.logspace(*COLD, dtype=like.dtype, device=like.device)
     x = torch.cat([-c, c])[:, None].expand(-1, like.shape[-1])
-    return x[target.log_prob(x).isfinite()]
+    return x[target.log_prob(x).isfinite()], len(x)
 
 
 def at(x: Tensor, hill: Laplace) -> Tensor:

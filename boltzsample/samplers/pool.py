@@ -72,7 +72,8 @@ def pool(target: Target, explorer: Explorer, data: Draws | None, run: Run) -> Po
     if data is None:
         view = Units(target, units, run.backend.dtype)
         mixture = settled(view, mixture, max(done.found[0], 1), run)  # where no optimum was found there is one component all the same
-    return Pool(units, mixture, done.found[0], forgotten(mixture, units.pull(points)), seen._replace(x=seen.x[:0]))
+    seen = seen._replace(x=seen.x[:0], blind=done.explored[0].blind)
+    return Pool(units, mixture, done.found[0], forgotten(mixture, units.pull(points)), seen)
 
 
 def settled(target: Units, mixture: Mixture, modes: int, run: Run) -> Mixture:
