@@ -1,7 +1,8 @@
 """auto: explore, fit, and let pilots choose what estimates.
 
-    1. A mixture is fitted to the modes that a tempered exploration and wide climbs found (samplers/mixture_is.py). If fresh draws say
-       that its weights are fit for error bars, it is the method: independent draws, log Z, masses of modes whatever their distance.
+    1. A mixture is fitted to the modes that a tempered exploration, wide climbs and cold starts found (samplers/mixture_is.py). If fresh
+       draws say that its weights are fit for error bars, it is the method: independent draws, log Z, masses of modes whatever their
+       distance.
     2. Otherwise, or in many dimensions, and where there is one mode only, chains are tried. If those from dispersed starts
        agree, they are the method, and the mixture becomes the far end of a bridge to log Z. If they do not agree, weights that bear a
        look are taken after all.
