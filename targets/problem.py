@@ -97,11 +97,12 @@ class Problem:
     description: str
     exact_sampler: ExactSampler | None = None
     starts: Tensor | None = None  # (starts, dim)
+    known: Truth | None = None  # where there is no card
 
     @property
     def truth(self) -> Truth:
-        """The truth card, read from its file when asked for."""
-        return read_truth(self.name)
+        """What is known, or the truth card, read from its file when asked for."""
+        return read_truth(self.name) if self.known is None else self.known
 
 
 @dataclass(frozen=True)

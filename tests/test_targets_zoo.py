@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from benchmarks.evidence import unlike
 from targets.closed_forms import closed_form
 from targets.controls import CONTROLS, Cauchy, control, infinite_variance_pair
 from targets.curved import two_modes_curved
@@ -221,3 +222,19 @@ def test_the_pair_has_weights_of_infinite_variance() -> None:
         first.append(float((log_q + log_w).exp().mean() * 2 * reach))
         second.append(float((log_q + 2 * log_w).exp().mean() * 2 * reach))
     assert first[1] == pytest.approx(1, abs=1e-3) and second[1] > 1e6 * second[0]
+
+
+def test_other_settings_do_not_take_the_card_of_the_usual_ones() -> None:
+    assert two_modes(32).truth["mode_weights"].at.shape == (2, 32)
+    for p in (two_modes(32, weights=(0.5, 0.5)), two_modes(32, offset=2.0), two_modes(32, turned=True)):
+        with pytest.raises(FileNotFoundError, match="unlike"):
+            p.truth  # noqa: B018
+
+
+def test_the_evidence_of_unlike_widths_has_its_own_truth() -> None:
+    p = unlike(32, turned=True)
+    weights = p.truth["mode_weights"]
+    x = p.exact_sampler(4000, torch.Generator().manual_seed(0))
+    assert weights.value.allclose(torch.tensor([2 / 3, 1 / 3], dtype=torch.float64)) and float(p.truth["log_z"].value) == 0
+    assert (weights.f(x).mean(0) - weights.value).abs().max() < 0.03  # 4 standard errors
+    assert (x.square().mean(0) - p.truth["second_moment"].value).abs().max() < 0.02
