@@ -165,7 +165,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mixture-is: what was forgotten is not told", "samplers/mixture_is.py", "if max(self.forgotten, default=0.0) > FORGOTTEN:", "if False:", ("tests/test_mixture.py",)),
     Mutant("mixture-is: no cold starts", "samplers/mixture_is.py", "torch.cat([*parts, cold])", "torch.cat([*parts, cold[:0]])", ("tests/test_mixture.py",)),
     Mutant("mixture-is: any lack is excused by a mode found", "samplers/mixture_is.py", "if against(replace(estimate, value=estimate.value - lacks), smc).flags:", "if blind == 0:", ("tests/test_mixture.py",)),
-    Mutant("mixture-is: a second look with more is no conflict", "samplers/mixture_is.py", "or smc.log_z > float(estimate.value):", "or False:", ("tests/test_mixture.py",)),
+    Mutant("mixture-is: a second look with more is no conflict", "samplers/mixture_is.py", "or not smc.log_z < float(estimate.value):", "or False:", ("tests/test_mixture.py",)),
     Mutant("mixture-is: a climb that leapt makes a member", "samplers/mixture_is.py", "own > 4 * far", "own > 1e9 * far", ("tests/test_mixture.py",)),
     Mutant("auto: one lucky pilot is enough", "auto.py", "khat=max(judged.khat, khat)", "khat=judged.khat", ("tests/test_auto.py",)),
     Mutant("mixture-is: tails of a bend left as they are", "samplers/tempered_part.py", "if not 0 < first.ess < WELL:", "if True:", ("tests/test_mixture.py",)),

@@ -139,7 +139,7 @@ def compared(estimate: Estimate, smc: Annealed | None, told: bool, blind: float 
     if smc is None or not math.isfinite(smc.stderr):
         return Verdict()
     verdict = against(estimate, smc, "from the wide base")
-    if not verdict.flags or smc.log_z > float(estimate.value):
+    if not verdict.flags or not smc.log_z < float(estimate.value):
         return verdict
     if told:
         return Verdict((), f"SMC from the wide base: log Z {smc.log_z:.3f}, less than the draws have with the modes given")
