@@ -38,12 +38,12 @@ import boltzsample as bz
 from benchmarks.scores import kish, modes
 from targets import Problem, problem
 from targets.mixture_forms import mixture_form
-from targets.modes import two_modes
+from targets.modes import ALIKE, two_modes
 from targets.problem import Truth
 
 Record = dict[str, Any]
 LEAST, MOST = 0.5, 1.2  # of the ESS said, over the true one
-WIDTHS = (0.05**0.5, 0.4 * 0.05**0.5)
+WIDTHS = (ALIKE[0], 0.4 * ALIKE[1])
 
 
 @dataclass(frozen=True)

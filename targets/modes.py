@@ -44,15 +44,19 @@ def _two_modes(name: str, means: list[list[float]], scales: list[list[float]], a
     return Problem(name, target, about, partial(mixture_draws, target))
 
 
+TWO_TO_ONE: Pair = (2 / 3, 1 / 3)
+ALIKE: Pair = (0.05**0.5, 0.05**0.5)
+
+
 def two_modes(
-    d: int = 32, weights: Pair = (2 / 3, 1 / 3), offset: float = 1.0, widths: Pair = (0.05**0.5, 0.05**0.5), turned: bool = False
+    d: int = 32, weights: Pair = TWO_TO_ONE, offset: float = 1.0, widths: Pair = ALIKE, turned: bool = False
 ) -> Problem:
     """Two isotropic modes at -offset 1_d and +offset 1_d; turned: with every other coordinate's sign changed. There are cards for the
     default settings alone."""
     centre = [-offset if turned and i % 2 else offset for i in range(d)]
     target = gaussian_mixture(*isotropic(weights, [[-c for c in centre], centre], widths))
     about = f"two modes of weights {weights[0]:.3g} and {weights[1]:.3g} in {d} dimensions, {2 * offset * d**0.5:.3g} apart"
-    usual = (weights, offset, widths, turned) == ((2 / 3, 1 / 3), 1.0, (0.05**0.5, 0.05**0.5), False)
+    usual = (weights, offset, widths, turned) == (TWO_TO_ONE, 1.0, ALIKE, False)
     return _problem(f"two-modes-d{d}" if usual else f"two-modes-d{d}-unlike", target, about)
 
 
